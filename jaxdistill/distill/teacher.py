@@ -1,0 +1,70 @@
+"""Teachers: where the signals a student learns from come from, inside the student's compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.typing import Batch, Params, Signals
+
+
+class Teacher(Protocol):
+    """Produces signals for a batch. Immutable; parameters are passed in and never receive a gradient."""
+
+    def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
+        """The named signals for `batch`, under stop_gradient and without dropout."""
+        ...
+
+
+def tokenizer_view(batch: Batch, tokenizer_index: int) -> Batch:
+    """The batch as the `tokenizer_index`-th distinct tokenizer writes it (0: the student's own)."""
+    if tokenizer_index == 0:
+        return batch
+    return {**batch, **batch["tokenizers"][str(tokenizer_index)]}
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """A model run on every batch.
+
+    Attributes:
+      model: a `models.Model`.
+      tokenizer_index: which distinct tokenizer of the data it reads.
+    """
+
+    model: Any
+    tokenizer_index: int = 0
+
+    def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
+        """One forward pass without dropout; only what is asked for is computed."""
+        # stopping the parameters as well keeps the whole forward pass out of the linearisation
+        frozen = jax.lax.stop_gradient(params)
+        return jax.lax.stop_gradient(
+            dict(self.model.apply(frozen, tokenizer_view(batch, self.tokenizer_index), tuple(outputs)))
+        )
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """Logits computed beforehand: params = {"logits": [N, C]}, one row per example_id.
+
+    An example_id beyond the cache gives NaN, so that a cache of other data fails at once instead of teaching noise.
+    """
+
+    def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
+        """Rows of the cache for the batch's examples (filler rows get the first row, which no term counts).
+
+        Raises:
+          ValueError: a signal other than `logits` is asked for.
+        """
+        if unknown := [name for name in outputs if name != "logits"]:
+            raise ValueError(
+                f"a cached teacher holds logits only, but the loss reads {', '.join(unknown)}; set teacher_cache: off"
+            )
+        rows = jnp.maximum(batch["example_id"], 0)
+        logits = jnp.take(params["logits"], rows, axis=0, mode="fill", fill_value=jnp.nan)
+        return {"logits": jax.lax.stop_gradient(logits)} if outputs else {}

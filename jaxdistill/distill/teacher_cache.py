@@ -1,0 +1,82 @@
+"""A model's logits over a whole data set, in example order: the in-memory teacher cache, and evaluation's input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdistill.distill.teacher import tokenizer_view
+from jaxdistill.parallel import put_batch
+from jaxdistill.typing import Array, Batch, Float, Params
+
+
+@partial(jax.jit, static_argnames=("model",))
+def forward_logits(params: Params, batch: Batch, *, model: Any) -> Float[Array, "B C"]:
+    """The logits of one batch, float32, without dropout; compiled once per model and batch shape."""
+    return model.apply(params, batch, ("logits",))["logits"].astype(jnp.float32)
+
+
+def compute_logits(
+    model: Any,
+    params: Params,
+    eval_batches: Iterable[Batch],
+    n: int,
+    mesh: Mesh | None = None,
+    *,
+    tokenizer_index: int = 0,
+) -> Float[np.ndarray, "N C"]:
+    """The logits of every example of a data set, in the order of example_id.
+
+    Args:
+      model: a `models.Model`.
+      params: its parameters, placed on `mesh`'s devices.
+      eval_batches: batches that together hold every example_id in [0, n) and filler rows (−1).
+      n: number of examples.
+      mesh: devices the batches are split over; default, the device of `params`.
+      tokenizer_index: which distinct tokenizer of the data the model reads.
+
+    Returns:
+      float32 [N, C] on the host.
+
+    Raises:
+      ValueError: an example is missing from the batches, or out of range.
+    """
+    parts, ids = [], []
+    for batch in eval_batches:
+        ids.append(np.asarray(batch["example_id"]))
+        view = _model_inputs(tokenizer_view(batch, tokenizer_index))
+        # nothing waits here: the device works through the batches while the host prepares the next ones
+        parts.append(forward_logits(params, put_batch(view, mesh) if mesh is not None else view, model=model))
+    return in_example_order(parts, ids, n)
+
+
+def _model_inputs(batch: Batch) -> dict[str, Any]:
+    """What a forward pass reads; the rest of the batch need not travel to the device."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def in_example_order(parts: Sequence[Array], ids: Sequence[np.ndarray], n: int) -> Float[np.ndarray, "N C"]:
+    """Rows of every batch put in the order of example_id, filler rows dropped; waits for the device.
+
+    Raises:
+      ValueError: an example is missing, or out of range.
+    """
+    if not parts:
+        raise ValueError("no batches to compute logits for: the data set is empty")
+    row_ids, rows = np.concatenate(ids), np.concatenate(jax.device_get(parts))
+    kept = row_ids >= 0
+    row_ids, rows = row_ids[kept], rows[kept]
+    if row_ids.size and row_ids.max() >= n:
+        raise ValueError(f"example_id {row_ids.max()} in the batches, but the data set has {n} examples")
+    logits = np.empty((n, rows.shape[-1]), np.float32)
+    found = np.zeros(n, bool)
+    logits[row_ids], found[row_ids] = rows, True
+    if not found.all():
+        raise ValueError(f"{n - found.sum()} of {n} examples are in no batch, the first is {np.argmin(found)}")
+    return logits

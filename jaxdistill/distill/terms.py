@@ -1,0 +1,191 @@
+"""Loss terms: each says which signals it reads, which positions it counts, and what it sums over them.
+
+A term never divides: the objective divides its sum by the count over the *whole* batch, which is what makes any split
+of the batch into micro-batches or devices add up to the same loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, assert_never
+
+import jax.numpy as jnp
+
+from jaxdistill import losses
+from jaxdistill.config.schema import (
+    CrossEntropyTerm,
+    DivergenceTerm,
+    JensenShannonTerm,
+    LogitMSETerm,
+    TermConfig,
+    TotalVariationTerm,
+)
+from jaxdistill.typing import Array, Batch, Bool, Float, Scalar, Signals
+
+IGNORED_LABEL = -100
+
+
+def real_examples(batch: Batch) -> Bool[Array, " B"]:
+    """Which rows hold an example; filler rows have example_id −1."""
+    return batch["example_id"] >= 0
+
+
+def labelled(batch: Batch) -> Bool[Array, " B"]:
+    """Which rows carry a label."""
+    return batch["labels"] != IGNORED_LABEL
+
+
+class Term(Protocol):
+    """One weighted part of the loss. Terms are immutable and hashable.
+
+    Attributes:
+      name: the metric's name, unique after `make_objective` (`forward_kl`, `forward_kl_2`, …).
+      group: `kd` if it reads a teacher, else `ce`.
+      weight: its factor in the loss.
+      student_outputs, teacher_outputs: the signals it reads, by the names `Model.apply` knows.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> Literal["kd", "ce"]: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def student_outputs(self) -> tuple[str, ...]: ...
+    @property
+    def teacher_outputs(self) -> tuple[str, ...]: ...
+
+    def where(self, batch: Batch) -> Bool[Array, "*B"]:
+        """The positions this term counts; it depends on the batch alone, never on a model."""
+        ...
+
+    def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
+        """The unweighted sum over those positions, float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy with the labels, over the rows that have one."""
+
+    name: str
+    weight: float
+    label_smoothing: float = 0.0
+    group: Literal["ce"] = "ce"
+    student_outputs: tuple[str, ...] = ("logits",)
+    teacher_outputs: tuple[str, ...] = ()
+
+    def where(self, batch: Batch) -> Bool[Array, " B"]:
+        return labelled(batch)
+
+    def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
+        where = self.where(batch)
+        values = losses.cross_entropy(
+            student["logits"],
+            batch["labels"],
+            label_smoothing=self.label_smoothing,
+            ignore_index=IGNORED_LABEL,
+            where=where,
+        )
+        return losses.masked_sum_count(values, where)[0]
+
+
+Divergence = Literal["forward_kl", "reverse_kl", "soft_cross_entropy", "jensen_shannon", "total_variation"]
+
+
+@dataclass(frozen=True)
+class LogitDivergence:
+    """A divergence between the student's and the teachers' averaged distributions at `temperature`, over real rows."""
+
+    name: str
+    weight: float
+    divergence: Divergence
+    temperature: float
+    teacher_weights: tuple[float, ...]
+    beta: float = 0.5
+    group: Literal["kd"] = "kd"
+    student_outputs: tuple[str, ...] = ("logits",)
+    teacher_outputs: tuple[str, ...] = ("logits",)
+
+    def where(self, batch: Batch) -> Bool[Array, " B"]:
+        return real_examples(batch)
+
+    def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
+        where = self.where(batch)
+        target = self._target(teachers)
+        match self.divergence:
+            case "forward_kl":
+                values = losses.forward_kl(student["logits"], target, temperature=self.temperature, where=where)
+            case "reverse_kl":
+                values = losses.reverse_kl(student["logits"], target, temperature=self.temperature, where=where)
+            case "soft_cross_entropy":
+                values = losses.soft_cross_entropy(student["logits"], target, temperature=self.temperature, where=where)
+            case "jensen_shannon":
+                values = losses.jensen_shannon(
+                    student["logits"], target, beta=self.beta, temperature=self.temperature, where=where
+                )
+            case "total_variation":
+                values = losses.total_variation(student["logits"], target, temperature=self.temperature, where=where)
+            case _:
+                assert_never(self.divergence)
+        return losses.masked_sum_count(values, where)[0]
+
+    def _target(self, teachers: Sequence[Signals]) -> Float[Array, "*B C"]:
+        """Logits whose softmax at `temperature` is the weighted mean of the teachers' probabilities there."""
+        logits = [teacher["logits"] for teacher in teachers]
+        if len(logits) == 1:
+            return logits[0]
+        return losses.mixture_logits(logits, weights=self.teacher_weights, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class LogitMSE:
+    """Mean squared error between the student's logits and the weighted mean of the teachers', over real rows."""
+
+    name: str
+    weight: float
+    teacher_weights: tuple[float, ...]
+    group: Literal["kd"] = "kd"
+    student_outputs: tuple[str, ...] = ("logits",)
+    teacher_outputs: tuple[str, ...] = ("logits",)
+
+    def where(self, batch: Batch) -> Bool[Array, " B"]:
+        return real_examples(batch)
+
+    def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
+        where = self.where(batch)
+        share = 1.0 / sum(self.teacher_weights)
+        target = sum(
+            jnp.asarray(teacher["logits"], jnp.float32) * (weight * share)
+            for teacher, weight in zip(teachers, self.teacher_weights, strict=True)
+        )
+        return losses.masked_sum_count(losses.logit_mse(student["logits"], target, where=where), where)[0]
+
+
+def make_term(config: TermConfig, *, name: str, teacher_weights: tuple[float, ...]) -> Term:
+    """The term a configuration describes; `teacher_weights` has one positive number per teacher."""
+    match config:
+        case CrossEntropyTerm():
+            return CrossEntropy(name=name, weight=config.weight, label_smoothing=config.label_smoothing)
+        case DivergenceTerm() | TotalVariationTerm():
+            return LogitDivergence(
+                name=name,
+                weight=config.weight,
+                divergence=config.type,
+                temperature=config.temperature,
+                teacher_weights=teacher_weights,
+            )
+        case JensenShannonTerm():
+            return LogitDivergence(
+                name=name,
+                weight=config.weight,
+                divergence=config.type,
+                temperature=config.temperature,
+                beta=config.beta,
+                teacher_weights=teacher_weights,
+            )
+        case LogitMSETerm():
+            return LogitMSE(name=name, weight=config.weight, teacher_weights=teacher_weights)
+    assert_never(config)

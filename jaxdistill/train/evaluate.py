@@ -1,0 +1,90 @@
+"""Evaluation: logits over a data set, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdistill import losses
+from jaxdistill.data import TokenizedDataset, eval_batches
+from jaxdistill.distill.teacher_cache import forward_logits, in_example_order
+from jaxdistill.distill.terms import IGNORED_LABEL
+from jaxdistill.parallel import put_batch
+from jaxdistill.typing import Array, Batch, Float, Int, Params, Signals
+
+
+def make_eval_step(*, student: Any, mesh: Mesh | None = None) -> Callable[[Params, Batch], Signals]:
+    """f(params, batch) -> {"logits": float32 [B, C]}, compiled once per batch shape, without dropout."""
+
+    def evaluate(params: Params, batch: Batch) -> Signals:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        return {"logits": forward_logits(params, inputs if mesh is None else put_batch(inputs, mesh), model=student)}
+
+    return evaluate
+
+
+def collect_logits(
+    eval_step: Callable[[Params, Batch], Signals], params: Params, dataset: TokenizedDataset, batch_size: int
+) -> Float[np.ndarray, "N C"]:
+    """The logits of every example of `dataset`, in its order, on the host; float32."""
+    parts, ids = [], []
+    for batch in eval_batches(dataset, batch_size=batch_size):
+        parts.append(eval_step(params, batch)["logits"])
+        ids.append(np.asarray(batch["example_id"]))
+    return in_example_order(parts, ids, len(dataset))
+
+
+def evaluate_logits(
+    student_logits: Float[Array, "N C"],
+    teacher_logits: Float[Array, "N C"] | None,
+    labels: Int[np.ndarray, " N"] | None,
+) -> dict[str, float]:
+    """Metrics of a data set.
+
+    Args:
+      student_logits: of every example.
+      teacher_logits: of the student's own teacher on the same examples (several: their mixture at T = 1), or None.
+      labels: class indices, −100 where there is none; None: no labels at all.
+
+    Returns:
+      With labels: accuracy, f1 (of class 1 for two classes, else macro), loss (mean cross-entropy).
+      With a teacher: kl (mean KL(teacher ‖ student) at T = 1) and agreement (share of equal predictions).
+
+    Raises:
+      ValueError: the arrays disagree in the number of examples or classes.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
+    student_logits = np.asarray(student_logits, np.float32)
+    predictions = student_logits.argmax(-1)
+    results: dict[str, float] = {}
+    if labels is not None:
+        labels = np.asarray(labels)
+        _check_shape("labels", labels.shape, student_logits.shape[:1])
+        known = labels != IGNORED_LABEL
+        if known.any():
+            truth, guess = labels[known], predictions[known]
+            binary = student_logits.shape[-1] == 2
+            results["accuracy"] = float(accuracy_score(truth, guess))
+            results["f1"] = float(f1_score(truth, guess, average="binary" if binary else "macro", zero_division=0))
+            results["loss"] = _mean(losses.cross_entropy(jnp.asarray(student_logits[known]), jnp.asarray(truth)))
+    if teacher_logits is not None:
+        teacher_logits = np.asarray(teacher_logits, np.float32)
+        _check_shape("teacher logits", teacher_logits.shape, student_logits.shape)
+        results["kl"] = _mean(losses.forward_kl(jnp.asarray(student_logits), jnp.asarray(teacher_logits)))
+        results["agreement"] = float(np.mean(predictions == teacher_logits.argmax(-1)))
+    return results
+
+
+def _mean(values: Float[Array, " N"]) -> float:
+    """Mean in float64: the host has it, and N may be large."""
+    return float(np.mean(np.asarray(values), dtype=np.float64))
+
+
+def _check_shape(what: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if got != expected:
+        raise ValueError(f"{what} of shape {list(got)} do not fit student logits of shape {list(expected)}")

@@ -1,0 +1,270 @@
+"""The compiled step: teachers' forward, student's forward and backward, update and metrics, in one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdistill.distill import Metrics, Objective, Teacher
+from jaxdistill.errors import ConfigError
+from jaxdistill.parallel import batch_sharding, check_divisible, make_mesh, put_batch, replicate, replicated
+from jaxdistill.train.state import TrainState
+from jaxdistill.typing import Batch, Params, Scalar
+
+_AXIS = "data"
+
+
+def make_train_step(
+    *,
+    student: Any,
+    teachers: Sequence[Teacher] = (),
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+    strategy: Literal["jit", "pmap"] = "jit",
+    accumulate: int = 1,
+    donate: bool = True,
+) -> TrainStep:
+    """One training step as one compiled program per batch shape.
+
+    Args:
+      student: a `models.Model`.
+      teachers: whose signals the objective reads, in the order of the `teacher_params` given to the step.
+      objective: terms to loss and metrics.
+      optimizer: the whole update, clipping included.
+      mesh: devices; the batch is split over its `data` axis, everything else is replicated. Default: the first device.
+      strategy: `jit` over the mesh, or the same computation through `jax.pmap`.
+      accumulate: micro-batches per update, scanned over inside the step; they are weighted by their real counts.
+      donate: let the step reuse the state's memory; the state passed in is then gone.
+
+    Returns:
+      step(state, teacher_params, batch) -> (state, metrics). Metrics are (sum, count) on the device: those of the
+      objective, `grad_norm` before clipping, and `skipped`. A step whose loss or gradient is not finite changes
+      neither parameters nor optimizer state; its metrics count nothing except `skipped`.
+
+    Raises:
+      ConfigError: accumulate < 1, or the objective reads a teacher and there is none.
+    """
+    if accumulate < 1:
+        raise ConfigError(f"accumulate: {accumulate} micro-batches; at least 1 is needed")
+    if objective.teacher_outputs and not teachers:
+        raise ConfigError(f"the loss reads {', '.join(objective.teacher_outputs)} of a teacher, but none was given")
+    mesh = mesh if mesh is not None else make_mesh(devices=jax.devices()[:1])
+    program = _Program(student, tuple(teachers), objective, optimizer, accumulate)
+    return TrainStep(program, mesh, strategy=strategy, donate=donate)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The pure step: what both strategies compile."""
+
+    student: Any
+    teachers: tuple[Teacher, ...]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    accumulate: int
+
+    def run(
+        self,
+        state: TrainState,
+        teacher_params: Sequence[Params],
+        batch: Batch,
+        *,
+        split: Callable[[Batch, int], Batch],
+        total: Callable[[Any], Any],
+    ) -> tuple[TrainState, Metrics]:
+        """One update. `split` cuts the batch into micro-batches, `total` sums a tree over devices."""
+        counts = total(self.objective.counts(batch))
+        gradients, loss, metrics = self._gradients(state, teacher_params, batch, counts, split)
+        gradients, loss, metrics = total((gradients, loss, metrics))
+        return _update(self.optimizer, state, gradients, loss, metrics)
+
+    def _gradients(self, state, teacher_params, batch, counts, split) -> tuple[Params, Scalar, Metrics]:
+        """Gradient, loss and metrics of the batch, each a sum over its micro-batches."""
+        key = jax.random.fold_in(state.key, state.step)
+
+        def loss_of(params: Params, part: Batch) -> tuple[Scalar, Metrics]:
+            wanted = self.objective.teacher_outputs
+            taught = [
+                teacher.signals(frozen, part, wanted)
+                for teacher, frozen in zip(self.teachers, teacher_params, strict=True)
+                if wanted
+            ]
+            # the same key for every part: the model tells examples apart by their example_id
+            learned = self.student.apply(params, part, self.objective.student_outputs, key)
+            return self.objective(learned, taught, part, counts=counts)
+
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        if self.accumulate == 1:
+            (loss, metrics), gradients = value_and_grad(state.params, batch)
+            return gradients, loss, metrics
+
+        def body(gradients, part):
+            (loss, metrics), new = value_and_grad(state.params, part)
+            return jax.tree.map(jnp.add, gradients, new), (loss, metrics)
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        gradients, parts = jax.lax.scan(body, zeros, split(batch, self.accumulate))
+        loss, metrics = jax.tree.map(lambda values: jnp.sum(values, axis=0), parts)
+        return gradients, loss, metrics
+
+
+def _update(
+    optimizer: optax.GradientTransformation, state: TrainState, gradients: Params, loss: Scalar, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """The next state: updated if loss and gradient are finite, else the old one counted as skipped."""
+    grad_norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes its counters' integers with floats
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+    # a select fuses into the update's own pass over the parameters; a conditional would be a second pass
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    skipped = (~finite).astype(jnp.int32)
+    metrics = metrics | {"grad_norm": (grad_norm, jnp.float32(1))}
+    metrics = jax.tree.map(lambda value: jnp.where(finite, value, jnp.zeros_like(value)), metrics)
+    metrics["skipped"] = (skipped.astype(jnp.float32), jnp.float32(1))
+    state = replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        skipped=state.skipped + skipped,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+    )
+    return state, metrics
+
+
+class TrainStep:
+    """A compiled step and the placement it expects; made by `make_train_step`.
+
+    State, teacher parameters and batches are placed by `put_state`, `put_params` and `put_batch`, and `get_state` gives
+    the ordinary state back: the same calls whatever the strategy. Under `jit`, a state made by `init_state` on the
+    same mesh needs no placing. A batch on the host is placed when the step is called.
+    """
+
+    def __init__(self, program: _Program, mesh: Mesh, *, strategy: Literal["jit", "pmap"], donate: bool) -> None:
+        self.mesh = mesh
+        self.strategy = strategy
+        self.trace_count = 0
+        self._program = program
+        donated = (0,) if donate else ()
+        if strategy == "pmap":
+            # pmap's own mesh has this one axis: arrays placed on any other would be a second trace
+            self._stacked = NamedSharding(Mesh(mesh.devices.reshape(-1), (_AXIS,)), PartitionSpec(_AXIS))
+            self._compiled = jax.pmap(
+                self._traced(_split_rows, lambda tree: jax.lax.psum(tree, _AXIS)),
+                axis_name=_AXIS,
+                out_axes=(0, None),
+                donate_argnums=donated,
+                devices=list(mesh.devices.flat),
+            )
+        else:
+            whole = replicated(mesh)
+            self._compiled = jax.jit(
+                self._traced(self._split_sharded, lambda tree: tree),
+                in_shardings=(whole, whole, batch_sharding(mesh)),
+                out_shardings=(whole, whole),
+                donate_argnums=donated,
+            )
+
+    def __call__(self, state: TrainState, teacher_params: Sequence[Params], batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step. The state passed in is donated.
+
+        Raises:
+          ConfigError: the batch cannot be divided evenly between devices and micro-batches.
+          ValueError: under `pmap`, a state that was not placed by `put_state`.
+        """
+        self._check_state(state)
+        return self._compiled(state, tuple(teacher_params), self.put_batch(batch))
+
+    def lower(self, state: TrainState, teacher_params: Sequence[Params], batch: Batch) -> Any:
+        """The step lowered for these arguments: `.compile()` gives its memory, cost and HLO text without running it."""
+        self._check_state(state)
+        return self._compiled.lower(state, tuple(teacher_params), self.put_batch(batch))
+
+    def put_batch(self, batch: Batch) -> Batch:
+        """The batch where the step wants it; one that is already there passes through.
+
+        Raises:
+          ConfigError: it cannot be divided evenly between devices and micro-batches.
+        """
+        if self.strategy == "pmap":
+            if np.ndim(batch["input_ids"]) == 3:
+                return batch
+            self._check_batch(batch)
+            devices = self.mesh.shape[_AXIS]
+            return jax.device_put(jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch), self._stacked)
+        self._check_batch(batch)
+        return put_batch(batch, self.mesh)
+
+    def put_state(self, state: TrainState) -> TrainState:
+        """An ordinary state (from `init_state` or a checkpoint) where the step wants it."""
+        return self._put(state)
+
+    def put_params(self, teacher_params: Sequence[Params]) -> tuple[Params, ...]:
+        """The teachers' parameters where the step wants them: once per stage."""
+        return tuple(self._put(params) for params in teacher_params)
+
+    def get_state(self, state: TrainState) -> TrainState:
+        """The ordinary state, as checkpoints and evaluation take it; it shares no donated memory under `pmap`."""
+        if self.strategy == "pmap":
+            return replicate(jax.tree.map(lambda x: x[0], state), self.mesh)
+        return state
+
+    def skipped_in_a_row(self, state: TrainState) -> int:
+        """How many updates in a row were skipped up to this state; waits for the device."""
+        return int(np.asarray(state.skipped_in_a_row).reshape(-1)[0])
+
+    def _put(self, tree: Any) -> Any:
+        if self.strategy == "pmap":
+            devices = self.mesh.shape[_AXIS]
+            stack = jax.jit(
+                lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), tree),
+                out_shardings=self._stacked,
+            )
+            return stack(replicate(tree, self.mesh))
+        return replicate(tree, self.mesh)
+
+    def _traced(self, split: Callable, total: Callable) -> Callable:
+        """The program, counting how often it is traced."""
+
+        def step(state: TrainState, teacher_params: Sequence[Params], batch: Batch) -> tuple[TrainState, Metrics]:
+            self.trace_count += 1
+            return self._program.run(state, teacher_params, batch, split=split, total=total)
+
+        return step
+
+    def _split_sharded(self, batch: Batch, parts: int) -> Batch:
+        """[B, ...] to [parts, B/parts, ...] with every device's rows staying where they are."""
+        devices = self.mesh.shape[_AXIS]
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, _AXIS))
+
+        def split(x):
+            rows = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+            return jax.lax.with_sharding_constraint(rows.reshape(parts, -1, *x.shape[1:]), sharding)
+
+        return jax.tree.map(split, batch)
+
+    def _check_batch(self, batch: Batch) -> None:
+        check_divisible(int(np.shape(batch["input_ids"])[0]), self.mesh, accumulate=self._program.accumulate)
+
+    def _check_state(self, state: TrainState) -> None:
+        if self.strategy == "pmap" and np.ndim(state.step) != 1:
+            raise ValueError(
+                "under pmap the state has one copy per device: pass it through step.put_state(state) first"
+            )
+
+
+def _split_rows(batch: Batch, parts: int) -> Batch:
+    """[B, ...] to [parts, B/parts, ...]."""
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
