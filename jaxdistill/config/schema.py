@@ -7,14 +7,26 @@ Field names are the field's own (Hugging Face's for model shapes); the docstring
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+def _not_a_bool(value: Any) -> Any:
+    """Python's True is the integer 1, so pydantic would read `steps: true` as one step."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_a_bool", "Input should be a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_not_a_bool)]
+Number = Annotated[float, BeforeValidator(_not_a_bool)]
+Positive = Annotated[Integer, Field(gt=0)]
+NonNegative = Annotated[Integer, Field(ge=0)]
+PositiveFloat = Annotated[Number, Field(gt=0)]
+NonNegativeFloat = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
 
 PREVIOUS = "previous"
 """What `teacher:` means when it is left out: the stage written just before."""
@@ -58,11 +70,11 @@ class DataConfig:
     text: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] = ("text",)
     label: str = "label"
     label_names: tuple[str, ...] | None = None
-    max_length: Annotated[int, Field(ge=3)] | None = None
+    max_length: Annotated[Integer, Field(ge=3)] | None = None
     truncate: bool | None = None
     batching: Literal["padded", "bucketed"] = "bucketed"
     shuffle_window: Positive = 64
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    validation_share: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     on_bad_row: Literal["error", "skip"] = "error"
 
 
@@ -72,7 +84,7 @@ class ParallelConfig:
 
     __pydantic_config__ = _STRICT
     strategy: Literal["jit", "pmap"] = "jit"
-    data: Annotated[int, Field(ge=-1)] = -1
+    data: Annotated[Integer, Field(ge=-1)] = -1
     fsdp: Literal[1] = 1
     tensor: Literal[1] = 1
 
@@ -126,7 +138,7 @@ class JensenShannonTerm:
     type: Literal["jensen_shannon"]
     weight: NonNegativeFloat = 1.0
     temperature: PositiveFloat = 1.0
-    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
+    beta: Annotated[Number, Field(ge=0, le=1)] = 0.5
 
 
 @dataclass(frozen=True)
@@ -161,7 +173,7 @@ class HintonPreset:
     __pydantic_config__ = _STRICT
     preset: Literal["hinton", "txtai"]
     temperature: PositiveFloat | None = None
-    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    alpha: Annotated[Number, Field(ge=0, le=1)] | None = None
 
 
 LossConfig = tuple[TermConfig, ...] | HintonPreset
@@ -192,9 +204,9 @@ class WarmStartConfig:
     """
 
     __pydantic_config__ = _STRICT
-    layers: Literal["uniform", "first", "last"] | tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    layers: Literal["uniform", "first", "last"] | tuple[NonNegative, ...] | None = None
     embeddings: Literal["copy", "svd"] | None = None
-    from_teacher: TeacherConfig | None = None
+    from_teacher: TeacherConfig | str | None = None
 
 
 @dataclass(frozen=True)
@@ -284,7 +296,7 @@ class RepeatConfig:
     """Train the stage once per seed; mean ± standard deviation are reported and the first seed is handed on."""
 
     __pydantic_config__ = _STRICT
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
 
 
 TeacherCache = Literal["off", "memory"]
@@ -315,7 +327,7 @@ class Run:
     name: str
     data: DataConfig
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegative = 0
     output_dir: str | None = None
     tokenizer: str | None = None
     teacher_cache: TeacherCache = "off"

@@ -1,0 +1,28 @@
+"""What may be written in a run's YAML, and how it becomes a resolved chain of stages."""
+
+from jaxdistill.config.chain import Chain, ChainStage, GivenTeacher, build_chain
+from jaxdistill.config.describe import describe, loss_formula
+from jaxdistill.config.load import load_run, run_from_dict
+from jaxdistill.config.reading import parse_yaml, read_yaml
+from jaxdistill.config.resolved import differences, fingerprint, resolved_dict
+from jaxdistill.config.schema import Run, StageConfig
+from jaxdistill.config.teachers import ResolvedTeacher
+
+__all__ = [
+    "Chain",
+    "ChainStage",
+    "GivenTeacher",
+    "ResolvedTeacher",
+    "Run",
+    "StageConfig",
+    "build_chain",
+    "describe",
+    "differences",
+    "fingerprint",
+    "load_run",
+    "loss_formula",
+    "parse_yaml",
+    "read_yaml",
+    "resolved_dict",
+    "run_from_dict",
+]

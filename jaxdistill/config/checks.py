@@ -1,0 +1,255 @@
+"""Contradictions in a `Run` that is well formed: everything that can be known to fail before anything is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxdistill.config.defaults import expand_loss, stage_data
+from jaxdistill.config.problems import Path as KeyPath
+from jaxdistill.config.problems import Problem, did_you_mean, shown
+from jaxdistill.config.schema import (
+    PREVIOUS,
+    CheckpointConfig,
+    DataConfig,
+    Run,
+    SourceConfig,
+    StageConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from jaxdistill.config.shapes import position_problems, student_problems, warm_start_problems
+from jaxdistill.config.teachers import StageTeachers, looks_local, resolve_teachers, run_order
+
+_SOURCES = ("train", "validation", "test")
+
+
+def contradictions(run: Run) -> list[Problem]:
+    """Every contradiction in a run, without looking for its files."""
+    teachers, reference_problems = resolve_teachers(run)
+    problems = [*_run_problems(run), *_data_problems(run), *reference_problems, *_cycle_problems(run, teachers)]
+    for index, (stage, own) in enumerate(zip(run.stages, teachers, strict=True)):
+        path: KeyPath = ("stages", index)
+        data = stage_data(run, stage)
+        problems += student_problems(stage.student, (*path, "student"))
+        problems += position_problems(run, stage, data, own, path)
+        problems += warm_start_problems(run, stage, own, path)
+        problems += _train_problems(stage.train, (*path, "train"))
+        problems += _teaching_problems(stage, path)
+        problems += _checkpoint_problems(stage.checkpoint, stage.teacher is not None, (*path, "checkpoint"))
+        if stage.repeat and (repeated := _repeated(stage.repeat.seeds)):
+            problems.append(Problem((*path, "repeat", "seeds"), f"seed {repeated[0]} is given twice"))
+    return list(dict.fromkeys(problems))
+
+
+def _repeated(items: tuple[object, ...]) -> list[object]:
+    return [item for item, count in Counter(items).items() if count > 1]
+
+
+def _run_problems(run: Run) -> Iterator[Problem]:
+    if not run.name.strip() or run.name in (".", "..") or any(sign in run.name for sign in "/\\\0"):
+        message = f"got {shown(run.name)}; expected a directory name, without separators (output_dir says where)"
+        yield Problem(("name",), message)
+    if run.parallel.data == 0:
+        yield Problem(("parallel", "data"), "got 0; expected a number of devices, or -1 for whatever is left")
+    first: dict[str, int] = {}
+    for index, stage in enumerate(run.stages):
+        if stage.name == PREVIOUS:
+            yield Problem(("stages", index, "name"), f"'{PREVIOUS}' means the stage before; choose another name")
+        elif stage.name in first:
+            yield Problem(
+                ("stages", index, "name"), f"'{stage.name}' is already the name of stages.{first[stage.name]}"
+            )
+        first.setdefault(stage.name, index)
+
+
+def _cycle_problems(run: Run, teachers: list[StageTeachers]) -> Iterator[Problem]:
+    names = [stage.name for stage in run.stages]
+    if len(set(names)) < len(names):
+        return
+    _, cycles = run_order(names, [own.stages() for own in teachers])
+    for cycle in cycles:
+        index = names.index(cycle[0])
+        asked = any(teacher.stage == cycle[1] for teacher in teachers[index].teachers)
+        key = ("teacher",) if asked else ("student", "warm_start", "from_teacher")
+        message = f"stages wait for each other: {' needs '.join(cycle)}; break the circle"
+        yield Problem(("stages", index, *key), message)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def _data_problems(run: Run) -> Iterator[Problem]:
+    """Of the run's data once, and of each stage's own keys."""
+    yield from _source_problems(run.data, ("data",), set(_SOURCES))
+    yield from _label_problems(run.data, ("data",))
+    missing = [index for index, stage in enumerate(run.stages) if stage_data(run, stage).train is None]
+    if len(missing) == len(run.stages):
+        yield Problem(("data", "train"), "missing; expected {path: FILE}, {hub: ID, split: ...} or {asset: NAME}")
+    for index, stage in enumerate(run.stages):
+        path: KeyPath = ("stages", index, "data")
+        if index in missing and len(missing) < len(run.stages):
+            yield Problem((*path, "train"), "missing, and the run's data has no train either; give one of them")
+        if stage.data:
+            data = stage_data(run, stage)
+            yield from _source_problems(data, path, set(stage.data))
+            if "label_names" in stage.data:
+                yield from _label_problems(data, path)
+
+
+def _source_problems(data: DataConfig, path: KeyPath, keys: set[str]) -> Iterator[Problem]:
+    for key in _SOURCES:
+        source: SourceConfig | None = getattr(data, key)
+        if source is None or key not in keys:
+            continue
+        given = [name for name in ("path", "hub", "asset") if getattr(source, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none of them"
+            replaced = " (a stage's source replaces the run's whole)" if path[0] == "stages" else ""
+            yield Problem((*path, key), f"got {got}; expected exactly one of path, hub, asset{replaced}")
+            continue
+        for name, owners in (("config", ["hub"]), ("revision", ["hub"]), ("split", ["hub", "asset"])):
+            if getattr(source, name) is not None and given[0] not in owners:
+                message = (
+                    f"only for {' or '.join(owners)}, and this is {given[0]}: {getattr(source, given[0])}; remove it"
+                )
+                yield Problem((*path, key, name), message)
+
+
+def _label_problems(data: DataConfig, path: KeyPath) -> Iterator[Problem]:
+    if data.label_names is None:
+        return
+    if repeated := _repeated(data.label_names):
+        yield Problem((*path, "label_names"), f"{shown(repeated[0])} is given twice")
+    elif len(data.label_names) < 2:
+        yield Problem((*path, "label_names"), f"got {shown(data.label_names)}; expected at least two classes")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def _train_problems(train: TrainConfig, path: KeyPath) -> Iterator[Problem]:
+    if (train.epochs is None) == (train.steps is None):
+        got = "neither" if train.epochs is None else "both"
+        yield Problem(path, f"got {got} of epochs and steps; expected exactly one")
+    if train.batch_size % train.accumulate:
+        message = f"{train.batch_size} cannot be split into {train.accumulate} equal micro-batches (train.accumulate)"
+        yield Problem((*path, "batch_size"), f"{message}; expected a multiple of {train.accumulate}")
+    if train.warmup >= 1 and train.warmup != int(train.warmup):
+        message = f"got {train.warmup}; expected a share of the steps (below 1) or a whole number of steps"
+        yield Problem((*path, "warmup"), message)
+    elif train.steps is not None and train.warmup >= 1 and train.warmup > train.steps:
+        message = f"got {train.warmup:.0f} steps of warm-up; expected at most train.steps, which is {train.steps}"
+        yield Problem((*path, "warmup"), message)
+
+
+def _teaching_problems(stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
+    """The loss and the teacher cache, against whether there is a teacher."""
+    has_teacher = stage.teacher is not None
+    if stage.teacher_cache == "memory" and not has_teacher:
+        yield Problem((*path, "teacher_cache"), "got 'memory', but the stage has no teacher; remove it")
+    if stage.loss == ():
+        yield Problem((*path, "loss"), "got an empty list; expected terms, or leave loss out for the default")
+        return
+    terms = expand_loss(stage.loss, has_teacher=has_teacher)
+    if not any(term.weight for term in terms):
+        yield Problem((*path, "loss"), "all weights are 0, so nothing would be learned; give a term a weight above 0")
+    if has_teacher:
+        return
+    if stage.loss is not None and not isinstance(stage.loss, tuple):
+        message = f"preset '{stage.loss.preset}' needs a teacher, and the stage has none (teacher: null)"
+        yield Problem((*path, "loss", "preset"), f"{message}; leave loss out for cross-entropy")
+        return
+    for position, term in enumerate(terms):
+        if term.type != "cross_entropy":
+            message = f"{term.type} needs a teacher, and the stage has none (teacher: null); use cross_entropy"
+            yield Problem((*path, "loss", position, "type"), message)
+
+
+def _checkpoint_problems(checkpoint: CheckpointConfig, has_teacher: bool, path: KeyPath) -> Iterator[Problem]:
+    if checkpoint.best in ("kl", "agreement") and not has_teacher:
+        message = (
+            f"'{checkpoint.best}' compares with a teacher, and the stage has none; expected accuracy, f1, loss or last"
+        )
+        yield Problem((*path, "best"), message)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def missing_files(run: Run, base: Path) -> list[Problem]:
+    """Local data files and model directories that are not there (relative ones looked up from `base`)."""
+    problems = list(_missing_data(run.data, ("data",), set(_SOURCES), base))
+    if run.tokenizer is not None and looks_local(run.tokenizer):
+        problems += _missing_directory(run.tokenizer, ("tokenizer",), base, needs=None)
+    for index, stage in enumerate(run.stages):
+        path: KeyPath = ("stages", index)
+        if stage.data:
+            problems += _missing_data(stage_data(run, stage), (*path, "data"), set(stage.data), base)
+        if stage.student.pretrained is not None:
+            problems += _missing_model(stage.student.pretrained, (*path, "student", "pretrained"), base)
+        for place, text in _written_models(stage, path, {other.name for other in run.stages}):
+            problems += _missing_model(text, place, base)
+    return problems
+
+
+def _written_models(stage: StageConfig, path: KeyPath, names: set[str]) -> Iterator[tuple[KeyPath, str]]:
+    """The model directories and hub ids that a stage names as teachers, with their paths."""
+    several = isinstance(stage.teacher, tuple)
+    written: list[TeacherConfig | str | None] = (
+        list(stage.teacher) if isinstance(stage.teacher, tuple) else [stage.teacher]
+    )
+    places: list[KeyPath] = [(*path, "teacher", i) if several else (*path, "teacher") for i in range(len(written))]
+    if stage.student.warm_start is not None:
+        written.append(stage.student.warm_start.from_teacher)
+        places.append((*path, "student", "warm_start", "from_teacher"))
+    for place, teacher in zip(places, written, strict=True):
+        if isinstance(teacher, TeacherConfig) and teacher.pretrained is not None:
+            yield (*place, "pretrained"), teacher.pretrained
+        elif isinstance(teacher, str) and teacher not in names and "/" in teacher:
+            yield place, teacher
+
+
+def _missing_data(data: DataConfig, path: KeyPath, keys: set[str], base: Path) -> Iterator[Problem]:
+    for key in _SOURCES:
+        source: SourceConfig | None = getattr(data, key)
+        if source is None or source.path is None or key not in keys:
+            continue
+        file = base / Path(source.path).expanduser()
+        if file.is_dir():
+            yield Problem((*path, key, "path"), f"{source.path} is a directory; expected a file of rows")
+        elif not file.exists():
+            yield Problem(
+                (*path, key, "path"), f"no such file: {source.path}{_nearest(file)}{_looked_in(source.path, base)}"
+            )
+
+
+def _missing_model(text: str, path: KeyPath, base: Path) -> Iterator[Problem]:
+    if looks_local(text) or (base / text).is_dir():
+        yield from _missing_directory(text, path, base, needs="config.json")
+
+
+def _missing_directory(text: str, path: KeyPath, base: Path, *, needs: str | None) -> Iterator[Problem]:
+    directory = base / Path(text).expanduser()
+    if not directory.is_dir():
+        what = "is a file; expected a directory" if directory.is_file() else "no such directory"
+        message = f"{text}: {what}{_nearest(directory)}{_looked_in(text, base)}"
+        yield Problem(path, f"{message} (a hub id is written OWNER/NAME)")
+    elif needs is not None and not (directory / needs).is_file():
+        yield Problem(path, f"{text} has no {needs}; expected a Hugging Face model directory{_inside(directory, text)}")
+
+
+def _nearest(file: Path) -> str:
+    """A name beside the missing one that is close to it."""
+    return did_you_mean(file.name, [entry.name for entry in file.parent.iterdir()]) if file.parent.is_dir() else ""
+
+
+def _looked_in(text: str, base: Path) -> str:
+    return "" if Path(text).expanduser().is_absolute() else f"; looked in {base.resolve()}"
+
+
+def _inside(directory: Path, text: str) -> str:
+    """Points one level down when the model is there, as with an unpacked archive or a stage directory."""
+    inner = next((entry.name for entry in sorted(directory.iterdir()) if (entry / "config.json").is_file()), None)
+    return f"; did you mean '{text.rstrip('/')}/{inner}'?" if inner else ""

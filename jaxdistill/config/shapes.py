@@ -1,0 +1,213 @@
+"""Model shapes as far as they are known without loading anything, and what contradicts them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.config.problems import Path as KeyPath
+from jaxdistill.config.problems import Problem
+from jaxdistill.config.schema import DataConfig, Run, StageConfig, StudentConfig
+from jaxdistill.config.teachers import ResolvedTeacher, StageTeachers
+
+SHAPE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "initializer_range",
+    "projections",
+)
+"""Fields that only a fresh student has a say in; the dropouts also override a pretrained one's."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a model: `name` says which in messages, None is unknown."""
+
+    name: str
+    architecture: str | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    positions: int | None = None
+    projections: int | None = None
+
+
+def student_shape(student: StudentConfig, name: str) -> Shape:
+    """The shape a student will have; BERT's defaults where a fresh one's fields are left out (DistilBERT: 6 layers)."""
+    if student.architecture is None:
+        return directory_shape(student.pretrained, name) if student.pretrained else Shape(name)
+    return Shape(
+        name=name,
+        architecture=student.architecture,
+        hidden_size=student.hidden_size or 768,
+        num_hidden_layers=student.num_hidden_layers or (6 if student.architecture == "distilbert" else 12),
+        num_attention_heads=student.num_attention_heads or 12,
+        intermediate_size=student.intermediate_size or 3072,
+        positions=student.max_position_embeddings or 512,
+        projections=(student.projections or 5) if student.architecture == "bert_hash" else None,
+    )
+
+
+def directory_shape(text: str, name: str) -> Shape:
+    """The shape in a local directory's config.json; unknown for a hub id or a file that does not read as one."""
+    try:
+        config = json.loads((Path(text).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Shape(name)
+    if not isinstance(config, dict):
+        return Shape(name)
+    positions = _integer(config, "max_position_embeddings")
+    if config.get("model_type") == "roberta" and positions is not None:
+        # RoBERTa counts positions from the padding id + 1.
+        padding = config.get("pad_token_id")
+        positions -= (padding if isinstance(padding, int) else 1) + 1
+    return Shape(
+        name=name,
+        architecture=config.get("model_type") if isinstance(config.get("model_type"), str) else None,
+        hidden_size=_integer(config, "hidden_size", "dim"),
+        num_hidden_layers=_integer(config, "num_hidden_layers", "n_layers"),
+        num_attention_heads=_integer(config, "num_attention_heads", "n_heads"),
+        intermediate_size=_integer(config, "intermediate_size", "hidden_dim"),
+        positions=positions,
+        projections=_integer(config, "projections"),
+    )
+
+
+def _integer(config: dict[str, Any], *names: str) -> int | None:
+    """The first of these fields that holds an integer."""
+    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+
+def teacher_shape(run: Run, teacher: ResolvedTeacher) -> Shape:
+    """The shape of a teacher: its stage's student, or a local directory's."""
+    if teacher.stage is not None:
+        student = next(stage.student for stage in run.stages if stage.name == teacher.stage)
+        return student_shape(student, f"stage '{teacher.stage}'")
+    return directory_shape(teacher.pretrained, teacher.pretrained) if teacher.pretrained else Shape(teacher.label)
+
+
+def student_problems(student: StudentConfig, path: KeyPath) -> Iterator[Problem]:
+    """What is wrong with a student in itself."""
+    origins = [key for key in ("pretrained", "asset", "architecture") if getattr(student, key) is not None]
+    if len(origins) != 1:
+        got = " and ".join(origins) or "none of them"
+        yield Problem(path, f"got {got}; expected exactly one of pretrained, asset, architecture")
+        return
+    if student.revision is not None and student.pretrained is None:
+        yield Problem((*path, "revision"), "only a pretrained hub model has revisions; remove it")
+    if student.architecture is None:
+        for key in SHAPE_FIELDS:
+            if getattr(student, key) is not None:
+                message = f"a pretrained student's {key} is its own; remove it, or give an architecture instead"
+                yield Problem((*path, key), message)
+        if student.warm_start is not None:
+            message = "a pretrained student starts from its own weights; remove warm_start, or give an architecture"
+            yield Problem((*path, "warm_start"), message)
+        return
+    shape = student_shape(student, "student")
+    if shape.hidden_size and shape.num_attention_heads and shape.hidden_size % shape.num_attention_heads:
+        defaults = "" if student.num_attention_heads and student.hidden_size else " (defaults: 768 and 12)"
+        message = (
+            f"{shape.hidden_size} is not divisible by {shape.num_attention_heads} attention heads{defaults}; "
+            "expected a multiple of num_attention_heads"
+        )
+        yield Problem((*path, "hidden_size"), message)
+    if student.projections is not None and student.architecture != "bert_hash":
+        message = f"only bert_hash has projections, this is {student.architecture}; remove it or change architecture"
+        yield Problem((*path, "projections"), message)
+    if student.type_vocab_size is not None and student.architecture == "distilbert":
+        yield Problem((*path, "type_vocab_size"), "distilbert has no token types; remove it")
+
+
+def position_problems(
+    run: Run, stage: StageConfig, data: DataConfig, teachers: StageTeachers, path: KeyPath
+) -> Iterator[Problem]:
+    """Models with fewer positions than the stage's `max_length`."""
+    if data.max_length is None:
+        return
+    own = stage.data is not None and "max_length" in stage.data
+    limit = f"{'stage data' if own else 'data'}.max_length"
+    student = student_shape(stage.student, "student")
+    if student.positions is not None and student.positions < data.max_length:
+        fresh = stage.student.architecture is not None
+        key: KeyPath = ("student", "max_position_embeddings" if fresh else "pretrained")
+        message = f"{student.positions} positions; expected at least {limit}, which is {data.max_length}"
+        yield Problem((*path, *key), message)
+    for teacher in teachers.teachers:
+        shape = teacher_shape(run, teacher)
+        if teacher.stage is not None and not own:
+            continue  # reported where it is a student
+        if shape.positions is not None and shape.positions < data.max_length:
+            message = (
+                f"teacher {shape.name} has {shape.positions} positions; expected at least {limit}, {data.max_length}"
+            )
+            yield Problem((*path, "teacher"), message)
+
+
+def warm_start_problems(run: Run, stage: StageConfig, teachers: StageTeachers, path: KeyPath) -> Iterator[Problem]:
+    """A warm start that copies nothing, from nobody, or between shapes that do not fit."""
+    warm_start = stage.student.warm_start
+    if warm_start is None or stage.student.architecture is None:
+        return
+    path = (*path, "student", "warm_start")
+    if warm_start.layers is None and warm_start.embeddings is None:
+        yield Problem(path, "copies nothing; expected layers, embeddings or both")
+    if teachers.warm_start is None:
+        if warm_start.from_teacher is None and stage.teacher is None:
+            yield Problem(path, "the stage has no teacher to copy from; name one in warm_start.from_teacher")
+        return
+    student, teacher = student_shape(stage.student, "student"), teacher_shape(run, teachers.warm_start)
+    yield from _layer_problems(warm_start.layers, student, teacher, (*path, "layers"))
+    yield from _embedding_problems(warm_start.embeddings, student, teacher, (*path, "embeddings"))
+
+
+def _layer_problems(
+    layers: str | tuple[int, ...] | None, student: Shape, teacher: Shape, path: KeyPath
+) -> Iterator[Problem]:
+    if layers is None:
+        return
+    if isinstance(layers, tuple):
+        if len(layers) != student.num_hidden_layers:
+            message = (
+                f"got {len(layers)} teacher layers; expected one for each of the student's {student.num_hidden_layers}"
+            )
+            yield Problem(path, message)
+        depth = teacher.num_hidden_layers
+        for layer in sorted(set(layers)):
+            if depth is not None and layer >= depth:
+                message = f"got layer {layer}; expected 0 to {depth - 1}, since {teacher.name} has {depth} layers"
+                yield Problem(path, message)
+    elif teacher.num_hidden_layers is not None and (student.num_hidden_layers or 0) > teacher.num_hidden_layers:
+        message = f"the student has {student.num_hidden_layers} layers, {teacher.name} only {teacher.num_hidden_layers}"
+        yield Problem(path, f"{message}; give teacher layer indices to copy some twice")
+    for key in ("hidden_size", "intermediate_size", "num_attention_heads"):
+        own, other = getattr(student, key), getattr(teacher, key)
+        if other is not None and own != other:
+            message = (
+                f"layers cannot be copied between different shapes: the student's {key} is {own}, "
+                f"that of {teacher.name} {other}; make them equal, or leave layers out and start from embeddings: svd"
+            )
+            yield Problem(path, message)
+            return
+
+
+def _embedding_problems(embeddings: str | None, student: Shape, teacher: Shape, path: KeyPath) -> Iterator[Problem]:
+    if embeddings != "copy" or teacher.hidden_size is None:
+        return
+    if teacher.hidden_size != student.hidden_size:
+        message = f"the student is {student.hidden_size} wide, {teacher.name} {teacher.hidden_size}"
+        yield Problem(path, f"embeddings cannot be copied: {message}; write embeddings: svd to project them")
+    elif teacher.projections != student.projections:
+        message = "a factorised (bert_hash) table and a full one, or two of different projections, do not copy"
+        yield Problem(path, f"{message}; write embeddings: svd to project the words")
