@@ -1,0 +1,152 @@
+"""Where things are in a run directory, for whoever reads one: reports, exports, predictions.
+
+RUN/summary.json, config.yaml, report.html
+RUN/stages/STAGE[/seed-K]/{student/, metrics.jsonl, checkpoints/, tensorboard/}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.errors import CheckpointError, ModelError
+
+_SEED = re.compile(r"seed-(\d+)")
+
+
+def is_run_directory(path: Path) -> bool:
+    """Whether `path` looks like what `jaxdistill run` writes."""
+    return (path / "stages").is_dir() and any((path / name).is_file() for name in ("summary.json", "config.yaml"))
+
+
+def load_summary(run_directory: Path) -> dict[str, Any]:
+    """The content of RUN/summary.json; of a run that has not finished a stage yet, one without stages.
+
+    Raises:
+      CheckpointError: `run_directory` is not a run directory, or its summary.json is not readable JSON.
+    """
+    path = run_directory / "summary.json"
+    if not path.is_file():
+        if is_run_directory(run_directory):
+            return {"name": run_directory.resolve().name, "stages": []}
+        raise CheckpointError(
+            f"{run_directory}: not a run directory (no summary.json, no stages/); "
+            "give the directory that `jaxdistill run` wrote"
+        )
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise CheckpointError(f"{path}: not valid JSON ({error}); `jaxdistill run` writes it again") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get("stages"), list):
+        raise CheckpointError(f"{path}: expected an object with a list of stages; `jaxdistill run` writes it again")
+    return summary
+
+
+def stage_keys(run_directory: Path) -> list[str]:
+    """Keys (`STAGE` or `STAGE/seed-K`) of the stages that have a directory, seeds in numeric order."""
+    keys = []
+    for stage in sorted(path for path in (run_directory / "stages").glob("*") if path.is_dir()):
+        seeds = sorted(
+            (int(match[1]), path.name) for path in stage.glob("seed-*") if (match := _SEED.fullmatch(path.name))
+        )
+        keys += [f"{stage.name}/{name}" for _, name in seeds] or [stage.name]
+    return keys
+
+
+def stage_directory(run_directory: Path, stage: str, *, seed: int | None = None) -> Path:
+    """The directory of one stage; of a repeated one the first seed's (the one handed on) unless `seed` says which.
+
+    Raises:
+      CheckpointError: no such run, stage or seed; the message lists what there is.
+    """
+    keys = stage_keys(run_directory)
+    if not is_run_directory(run_directory):
+        raise CheckpointError(
+            f"{run_directory}: not a run directory (no stages/); give the directory that `jaxdistill run` wrote"
+        )
+    wanted = stage if seed is None else f"{stage.partition('/')[0]}/seed-{seed}"
+    if wanted in keys:
+        return run_directory / "stages" / wanted
+    seeds = [key for key in keys if key.partition("/")[0] == stage]
+    if seed is None and seeds:
+        return run_directory / "stages" / _first_seed(run_directory, stage, seeds)
+    raise CheckpointError(f"{run_directory}: no stage {wanted!r}; this run has {', '.join(keys) or 'none yet'}")
+
+
+def student_directory(run_directory: Path, stage: str, *, seed: int | None = None) -> Path:
+    """The Hugging Face directory of a finished stage's student.
+
+    Raises:
+      CheckpointError: no such stage, or it has not finished.
+    """
+    directory = stage_directory(run_directory, stage, seed=seed)
+    return _finished_student(directory)
+
+
+def resolve_model(source: str) -> str:
+    """What a command's MODEL_OR_STAGE means: a local directory, or else `source` itself as a hub id.
+
+    A Hugging Face directory is itself; RUN/stages/STAGE[/seed-K] and RUN:STAGE[/seed-K] are that stage's student.
+
+    Raises:
+      CheckpointError: a run directory without a stage, or a stage that is missing or unfinished.
+      ModelError: a path that is not there.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return source
+        if is_run_directory(path):
+            names = ", ".join(f"{source}:{key}" for key in stage_keys(path)) or "none yet"
+            raise CheckpointError(f"{source}: a run directory; say which stage ({names})")
+        if path.resolve().parent.name == "stages" and is_run_directory(path.resolve().parents[1]):
+            return str(student_directory(path.resolve().parents[1], path.resolve().name))
+        if _SEED.fullmatch(path.name) or (path / "student").is_dir():
+            return str(_finished_student(path))
+        return source
+    run, colon, stage = source.rpartition(":")
+    if colon and Path(run).is_dir():
+        return str(student_directory(Path(run), stage))
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.exists():
+        raise ModelError(f"{source}: no such model directory; give a Hugging Face directory, RUN_DIR:STAGE or a hub id")
+    return source
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Rows of a stage's metrics.jsonl by rising step; what was logged again after a resume replaces the older row."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in _json_lines(directory / "metrics.jsonl"):
+        if isinstance(row.get("step"), int):
+            rows[str(row.get("kind")), row["step"]] = row
+    return sorted(rows.values(), key=lambda row: row["step"])
+
+
+def _first_seed(run_directory: Path, stage: str, keys: list[str]) -> str:
+    """The key that stands first in the summary: seeds run in the order they are written, not in numeric order."""
+    written = [row.get("key") for row in load_summary(run_directory)["stages"] if row.get("name") == stage]
+    return next((key for key in written if key in keys), keys[0])
+
+
+def _finished_student(directory: Path) -> Path:
+    student = directory / "student"
+    if not (student / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory}: this stage has no student yet; `jaxdistill run` with the run's config continues it"
+        )
+    return student
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a JSONL file: the last one may be torn while a run writes it, or when it was killed."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
