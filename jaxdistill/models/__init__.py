@@ -1,0 +1,27 @@
+"""Encoders as pure functions over plain parameter trees, and their translation from and to Hugging Face's files."""
+
+from __future__ import annotations
+
+from jaxdistill.models.build import Model, build, parameter_bytes, parameter_count, parameter_shapes
+from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
+from jaxdistill.models.convert.load import LoadReport, from_pretrained
+from jaxdistill.models.convert.save import save_pretrained
+from jaxdistill.models.hub import resolve
+from jaxdistill.models.surgery import select_layers, svd_factorise
+
+__all__ = [
+    "EncoderConfig",
+    "LoadReport",
+    "Model",
+    "build",
+    "config_from_hf",
+    "from_pretrained",
+    "parameter_bytes",
+    "parameter_count",
+    "parameter_shapes",
+    "positions",
+    "resolve",
+    "save_pretrained",
+    "select_layers",
+    "svd_factorise",
+]

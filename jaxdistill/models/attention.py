@@ -1,0 +1,66 @@
+"""Multi-head self-attention: one fused query/key/value product, float32 scores, what is asked for and no more."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdistill.models.config import EncoderConfig
+from jaxdistill.models.dropout import Site, dropout
+from jaxdistill.models.layers import Dense, affine
+from jaxdistill.typing import Array, Float
+
+
+class SelfAttention(nnx.Module):
+    """Bidirectional self-attention; qkv kernel [D, 3, N, H], output kernel [N, H, D]."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        width, heads, size = config.hidden_size, config.num_attention_heads, config.head_size
+        stddev = config.initializer_range
+        self.qkv = Dense((width,), (3, heads, size), stddev=stddev, dtype=dtype, rngs=rngs)
+        self.output = Dense((heads, size), (width,), stddev=stddev, dtype=dtype, rngs=rngs)
+        self.rate = config.attention_probs_dropout_prob
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        bias: Float[Array, "B 1 1 S"],
+        *,
+        seeds: Array | None,
+        layer: Array | int,
+        wanted: frozenset[str] = frozenset(),
+        first_only: bool = False,
+    ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
+        """Attention output, and the signals in `wanted` among attentions, attention_scores and qkv.
+
+        first_only computes the query of position 0 alone (Q = 1); keys and values are of every position.
+        """
+        query, key, value = self._project(x, first_only=first_only)
+        scores = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32)
+        scores = scores * query.shape[-1] ** -0.5
+        attentions = jax.nn.softmax(scores + bias, axis=-1)
+        kept = dropout(attentions, seeds, rate=self.rate, site=Site.ATTENTION, layer=layer).astype(self.dtype)
+        context = jnp.einsum("bnqk,bknh->bqnh", kept, value)
+        signals = {"attentions": attentions, "attention_scores": scores}
+        signals = {name: value for name, value in signals.items() if name in wanted}
+        if "qkv" in wanted:
+            signals["qkv"] = jnp.stack([query, key, value])
+        return self.output(context), signals
+
+    def _project(self, x: Array, *, first_only: bool) -> tuple[Array, Array, Array]:
+        """Queries [B, Q, N, H], keys and values [B, S, N, H]."""
+        if not first_only:
+            qkv = self.qkv(x)
+            return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
+        query = affine(x[:, :1], kernel[:, 0], bias[0], dtype=self.dtype)
+        both = affine(x, kernel[:, 1:], bias[1:], dtype=self.dtype)
+        return query, both[:, :, 0], both[:, :, 1]
+
+
+def attention_bias(attention_mask: Array) -> Float[Array, "B 1 1 S"]:
+    """0 where the mask is set and the most negative finite float32 elsewhere, so an all-masked row stays finite."""
+    lowest = jnp.finfo(jnp.float32).min
+    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, lowest).astype(jnp.float32)

@@ -1,0 +1,1 @@
+"""Translation between our parameters and Hugging Face's files."""

@@ -1,0 +1,224 @@
+"""Loading a Hugging Face directory: names matched, shapes checked all at once, leaves filled one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.errors import ModelError
+from jaxdistill.models.build import Model, build, parameter_shapes
+from jaxdistill.models.config import EncoderConfig, config_from_hf
+from jaxdistill.models.convert.safetensors_io import Checkpoint
+from jaxdistill.models.convert.tables import PREFIXES, Entry, entries
+from jaxdistill.models.hub import resolve
+
+_HEADS = ("pooler", "classifier", "transform", "transform_norm", "decoder_bias")
+_BASE = ("embeddings", "encoder", "pooler", "transformer")
+_BUFFERS = ("position_ids", "token_type_ids")
+# A tied decoder may have been saved under either of its names; the second is the one our tables read.
+_TIED = {
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
+    "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+    "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a checkpoint matched the model, in Hugging Face's names; `str()` is what to show the user (may be empty)."""
+
+    source: str
+    newly_initialised: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = []
+        if self.newly_initialised:
+            lines.append(f"newly initialised, not in {self.source} (train them): {', '.join(self.newly_initialised)}")
+        if self.ignored:
+            lines.append(f"ignored, in {self.source} but not in the model: {', '.join(self.ignored)}")
+        if self.mismatched:
+            lines.append(f"shapes that differ in {self.source}: {'; '.join(self.mismatched)}")
+        return "\n".join(lines)
+
+
+def from_pretrained(
+    path_or_hub_id: str | Path,
+    *,
+    task: str = "classification",
+    num_labels: int | None = None,
+    dtype: Any = jnp.float32,
+    revision: str | None = None,
+    seed: int = 0,
+    report: Callable[[LoadReport], None] | None = None,
+) -> tuple[Model, dict[str, Any]]:
+    """Loads a Hugging Face directory or hub id (safetensors only) as (model, float32 parameters).
+
+    Args:
+        task: "classification" or "masked_lm".
+        num_labels: classes; default the checkpoint's.
+        dtype: compute dtype of the model.
+        revision: branch, tag or commit of a hub id.
+        seed: of a task head the checkpoint does not have.
+        report: called with the `LoadReport`, before any error about shapes is raised.
+
+    Raises:
+        ModelError: no such directory, no safetensors, another architecture, or shapes that differ (all listed).
+        ExternalError: the hub could not be reached or does not know the id.
+    """
+    directory = resolve(path_or_hub_id, revision=revision)
+    model = build(config_from_hf(directory), task=task, num_labels=num_labels, dtype=dtype)
+    checkpoint = Checkpoint(directory)
+    try:
+        params, found = _load(model, checkpoint, seed=seed, report=report)
+    finally:
+        checkpoint.close()
+    if report is not None:
+        report(found)
+    return model, params
+
+
+def _load(
+    model: Model, checkpoint: Checkpoint, *, seed: int, report: Callable[[LoadReport], None] | None
+) -> tuple[dict[str, Any], LoadReport]:
+    shapes = parameter_shapes(model)
+    names = _canonical_names(model.config, checkpoint.names)
+    table = entries(model.config, model.task)
+    if model.config.model_type == "bert_hash":
+        table += _factorised_entries(model.config, checkpoint, names)
+    missing, mismatched, used, fresh = _compare(table, shapes, checkpoint, names)
+    unused = sorted(raw for name, raw in names.items() if name not in used)
+    ignored = tuple(raw for raw in unused if not raw.endswith(_BUFFERS) and not _is_tied(raw, model.task))
+    newly = tuple(name for entry in fresh for name, _, _ in entry.tensors(_leaf(shapes, entry.path).shape))
+    found = LoadReport(str(checkpoint.directory), newly, ignored, tuple(mismatched))
+    if missing or mismatched:
+        if report is not None:
+            report(found)
+        raise ModelError(_complaint(model, checkpoint.directory, missing, mismatched))
+    params: dict[str, Any] = _fresh(model, [entry.path for entry in fresh], seed) if fresh else {}
+    for entry in table:
+        if entry not in fresh:
+            _set(params, entry.path, _read(entry, _leaf(shapes, entry.path).shape, checkpoint, names))
+    return params, found
+
+
+def _canonical_names(config: EncoderConfig, raw_names: list[str]) -> dict[str, str]:
+    """{the name our table knows: the name in the file}: prefix added, old names and tied decoders renamed."""
+    prefix = PREFIXES[config.model_type]
+    names: dict[str, str] = {}
+    for raw in raw_names:
+        name = raw
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        if not name.startswith(prefix) and name.split(".")[0] in _BASE:
+            name = prefix + name
+        names[name] = raw
+    for tied, name in _TIED.items():
+        if tied in names and name not in names:
+            names[name] = names.pop(tied)
+    return names
+
+
+def _is_tied(raw: str, task: str) -> bool:
+    return task == "masked_lm" and raw in _TIED
+
+
+def _factorised_entries(config: EncoderConfig, checkpoint: Checkpoint, names: dict[str, str]) -> list[Entry]:
+    """BertHash's three word tensors, told apart by shape because published checkpoints' names are not fixed."""
+    known = ("position_embeddings", "token_type_embeddings", "LayerNorm")
+    prefix = PREFIXES["bert_hash"] + "embeddings."
+    vocabulary, width, narrow = config.vocab_size, config.hidden_size, config.projections
+    wanted = {(vocabulary, narrow): "word_table", (width, narrow): "kernel", (width,): "bias"}
+    table, problems = [], []
+    for name, raw in names.items():
+        if not name.startswith(prefix) or name.removeprefix(prefix).startswith(known) or name.endswith(_BUFFERS):
+            continue
+        ours = wanted.pop(checkpoint.shape(raw), None)
+        if ours is None:
+            problems.append(f"{raw} {list(checkpoint.shape(raw))}")
+            continue
+        path = ("embeddings", ours) if ours == "word_table" else ("embeddings", "word_projection", ours)
+        table.append(Entry(path, (name,), "copy" if ours == "word_table" else "linear"))
+    if problems or {"word_table", "kernel"} & set(wanted.values()):
+        raise ModelError(
+            f"{checkpoint.directory}: a bert_hash word embedding is a table [{vocabulary}, {narrow}], a projection "
+            f"[{width}, {narrow}] and perhaps a bias [{width}]; "
+            + (f"do not fit: {', '.join(problems)}" if problems else f"missing: {', '.join(wanted.values())}")
+        )
+    return table
+
+
+def _compare(
+    table: list[Entry], shapes: dict[str, Any], checkpoint: Checkpoint, names: dict[str, str]
+) -> tuple[list[str], list[str], set[str], list[Entry]]:
+    """(missing tensors, shapes that differ, tensors used, heads the checkpoint does not have at all)."""
+    missing, mismatched, used, fresh = [], [], set(), []
+    for entry in table:
+        expected = list(entry.tensors(_leaf(shapes, entry.path).shape))
+        absent = [name for name, _, _ in expected if name not in names]
+        if absent and entry.path[0] in _HEADS:
+            fresh.append(entry)
+        else:
+            missing += absent
+        for name, shape, _ in expected:
+            if name in names:
+                used.add(name)
+                actual = checkpoint.shape(names[name])
+                if actual != shape:
+                    mismatched.append(f"{names[name]}: {list(actual)} in the checkpoint, {list(shape)} in the model")
+    return missing, mismatched, used, fresh
+
+
+def _complaint(model: Model, directory: Path, missing: list[str], mismatched: list[str]) -> str:
+    lines = [f"{directory}: its weights are not those of its config.json ({model.config.model_type}, {model.task})"]
+    if missing:
+        shown = missing if len(missing) <= 8 else [*missing[:8], f"… and {len(missing) - 8} more"]
+        lines.append(f"missing: {', '.join(shown)}")
+    if mismatched:
+        lines.append("shapes differ: " + "; ".join(mismatched))
+    if any("classifier" in line for line in mismatched):
+        lines.append("leave num_labels out to keep the checkpoint's classes, or load a checkpoint without a classifier")
+    return "; ".join(lines)
+
+
+def _read(entry: Entry, shape: tuple[int, ...], checkpoint: Checkpoint, names: dict[str, str]) -> jax.Array:
+    """One of our leaves, filled tensor by tensor."""
+    leaf = np.empty(shape, np.float32)
+    for name, _, index in entry.tensors(shape):
+        part = leaf[index]
+        part[...] = entry.to_ours(checkpoint.read(names[name]), part.shape)
+    return jnp.array(leaf)
+
+
+def _fresh(model: Model, paths: list[tuple[str, ...]], seed: int) -> dict[str, Any]:
+    """The leaves at `paths` as `init` would draw them, and nothing else."""
+
+    def pick(key: jax.Array) -> list[jax.Array]:
+        params = model.init(key)
+        return [_leaf(params, path) for path in paths]
+
+    params: dict[str, Any] = {}
+    for path, leaf in zip(paths, jax.jit(pick)(jax.random.key(seed)), strict=True):
+        _set(params, path, leaf)
+    return params
+
+
+def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def _set(tree: dict[str, Any], path: tuple[str, ...], leaf: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = leaf
