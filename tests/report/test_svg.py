@@ -34,8 +34,9 @@ def chains(draw) -> list[Node]:
     count = draw(st.integers(1, 9))
     return [
         Node(
-            f"n{k}",
-            "stage",
+            name=f"n{k}",
+            label=f"n{k}",
+            kind="stage",
             teachers=tuple(f"n{t}" for t in draw(st.sets(st.integers(0, k - 1), max_size=3))) if k else (),
         )
         for k in range(count)
