@@ -3,7 +3,7 @@
 from jaxdistill.config.chain import Chain, ChainStage, GivenTeacher, build_chain
 from jaxdistill.config.describe import describe, loss_formula
 from jaxdistill.config.load import load_run, run_from_dict
-from jaxdistill.config.reading import parse_yaml, read_yaml
+from jaxdistill.config.reading import dump_yaml, parse_yaml, read_yaml
 from jaxdistill.config.resolved import differences, fingerprint, resolved_dict
 from jaxdistill.config.schema import Run, StageConfig
 from jaxdistill.config.teachers import ResolvedTeacher
@@ -18,6 +18,7 @@ __all__ = [
     "build_chain",
     "describe",
     "differences",
+    "dump_yaml",
     "fingerprint",
     "load_run",
     "loss_formula",

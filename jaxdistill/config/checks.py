@@ -29,6 +29,8 @@ def contradictions(run: Run) -> list[Problem]:
     """Every contradiction in a run, without looking for its files."""
     teachers, reference_problems = resolve_teachers(run)
     problems = [*_run_problems(run), *_data_problems(run), *reference_problems, *_cycle_problems(run, teachers)]
+    if not reference_problems:
+        problems += _tokenizer_problems(run, teachers)
     for index, (stage, own) in enumerate(zip(run.stages, teachers, strict=True)):
         path: KeyPath = ("stages", index)
         data = stage_data(run, stage)
@@ -75,6 +77,15 @@ def _cycle_problems(run: Run, teachers: list[StageTeachers]) -> Iterator[Problem
         key = ("teacher",) if asked else ("student", "warm_start", "from_teacher")
         message = f"stages wait for each other: {' needs '.join(cycle)}; break the circle"
         yield Problem(("stages", index, *key), message)
+
+
+def _tokenizer_problems(run: Run, teachers: list[StageTeachers]) -> Iterator[Problem]:
+    """A run of fresh students alone has no vocabulary."""
+    fresh = all(stage.student.architecture is not None for stage in run.stages)
+    referred = [teacher for own in teachers for teacher in (*own.teachers, own.warm_start) if teacher is not None]
+    if run.tokenizer is None and fresh and all(teacher.stage is not None for teacher in referred):
+        message = "missing, and no given teacher or pretrained student brings one; write tokenizer: DIR_OR_HUB_ID"
+        yield Problem(("tokenizer",), message)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

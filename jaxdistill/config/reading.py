@@ -78,6 +78,20 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that also quotes text which only YAML 1.2 takes for something else, such as `1e5`."""
+
+
+for _first, _resolvers in _StrictLoader.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _resolvers:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain values as YAML text that `parse_yaml`, and any other reader, reads back the same."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def _unshared(value: Any) -> Any:
     """A copy in which aliases of one anchor are separate values, so that an override changes one of them."""
     if isinstance(value, dict):

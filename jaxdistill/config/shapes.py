@@ -126,8 +126,9 @@ def student_problems(student: StudentConfig, path: KeyPath) -> Iterator[Problem]
     if student.projections is not None and student.architecture != "bert_hash":
         message = f"only bert_hash has projections, this is {student.architecture}; remove it or change architecture"
         yield Problem((*path, "projections"), message)
-    if student.type_vocab_size is not None and student.architecture == "distilbert":
-        yield Problem((*path, "type_vocab_size"), "distilbert has no token types; remove it")
+    for key, value in (("type_vocab_size", "no token types"), ("layer_norm_eps", "a fixed layer_norm_eps of 1e-12")):
+        if getattr(student, key) is not None and student.architecture == "distilbert":
+            yield Problem((*path, key), f"distilbert has {value}; remove it")
 
 
 def position_problems(
