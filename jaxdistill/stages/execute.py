@@ -1,0 +1,124 @@
+"""Run a chain to its end: train what has not finished, evaluate, export, sum up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from jaxdistill import models
+from jaxdistill.config import build_chain
+from jaxdistill.config.chain import ResolvedTeacher
+from jaxdistill.config.schema import Run
+from jaxdistill.report.html import write_report
+from jaxdistill.report.table import print_table
+from jaxdistill.stages.chain_table import print_chain, shape_of
+from jaxdistill.stages.directory import locked, read_record, settle_config, write_record
+from jaxdistill.stages.inputs import given_reference
+from jaxdistill.stages.prepare import LoadedTeacher, Preparation, Survey
+from jaxdistill.stages.summary import Summary
+from jaxdistill.train.evaluate import evaluate_logits
+from jaxdistill.train.loop import train_stage
+
+EVALUATED = ("validation", "test")
+
+
+def execute(run: Run, *, console: Console | None = None) -> Summary:
+    """Train every stage of a run that has not finished yet, and return what was measured.
+
+    The same call on the same directory continues an interrupted run: finished stages are read back, the interrupted
+    one goes on from its last whole checkpoint.
+
+    Args:
+      run: what `config.load_run` returns.
+      console: where progress and tables go; default, the terminal.
+
+    Returns:
+      The summary, also written to `summary.json` and `report.html` in the run directory.
+
+    Raises:
+      UserError: anything wrong with the configuration, the data or the models, before the first stage trains.
+      DivergedError, Interrupted, ExternalError: see `jaxdistill.errors`.
+    """
+    console = console or Console()
+    chain = build_chain(run)
+    with locked(chain.directory):
+        settle_config(run, chain.directory)
+        preparation = Preparation(chain, console)
+        print_chain(chain, preparation.survey(), console)
+        summary = Summary(run.name, chain.directory)
+        for given in chain.given:
+            summary.add(_given_row(preparation, given_reference(given)))
+        for stage in chain.stages:
+            record = read_record(stage.directory)
+            if record is None:
+                record = _run_stage(preparation, preparation.surveys[stage.key], console)
+            else:
+                console.print(f"{stage.key}: finished already")
+            summary.add(record["row"])
+            write_report(chain.directory)
+    print_table(summary.to_dict(), console)
+    console.print(f"summary: {chain.directory / 'summary.json'}   report: {chain.directory / 'report.html'}")
+    return summary
+
+
+def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> dict[str, Any]:
+    """Train one stage, evaluate what it hands on, export it, and record it as finished."""
+    stage = survey.stage
+    job = preparation.job(survey)
+    trained = train_stage(job, console)
+    loaded = LoadedTeacher(stage.key, survey.student, trained.params, trained.identity)
+    row = {
+        "name": stage.name,
+        "key": stage.key,
+        "seed": stage.seed,
+        "teacher": [teacher.label for teacher in stage.teachers] or None,
+        "given": False,
+        **_model_facts(survey.student, trained.params),
+        "eval": _evaluate(preparation, survey, loaded, index=0, taught=True),
+        "train": trained.measured,
+    }
+    models.save_pretrained(survey.student, trained.params, stage.directory / "student", tokenizer=survey.tokenizers[0])
+    record = {"checkpoint": trained.step, "identity": trained.identity, "row": row}
+    write_record(stage.directory, record)
+    return record
+
+
+def _given_row(preparation: Preparation, reference: ResolvedTeacher) -> dict[str, Any]:
+    """Evaluate a teacher that no stage trained, on the data of the first stage that learns from it."""
+    survey, index = preparation.first_use(reference)
+    teacher = preparation.teacher(reference, survey.labelled)
+    return {
+        "name": teacher.name,
+        "key": teacher.name,
+        "seed": None,
+        "teacher": None,
+        "given": True,
+        **_model_facts(teacher.model, teacher.params),
+        "eval": _evaluate(preparation, survey, teacher, index=index, taught=False),
+        "train": None,
+    }
+
+
+def _model_facts(model: models.Model, params: Any) -> dict[str, Any]:
+    return {
+        "architecture": shape_of(model.config),
+        "parameters": models.parameter_count(params),
+        "bytes": models.parameter_bytes(params),
+    }
+
+
+def _evaluate(
+    preparation: Preparation, survey: Survey, model: LoadedTeacher, *, index: int, taught: bool
+) -> dict[str, dict[str, float]]:
+    """Metrics of a model on the validation and test sets of a stage."""
+    results = {}
+    for split in EVALUATED:
+        dataset = preparation.dataset(survey, split)
+        if dataset is None:
+            continue
+        batch_size = survey.stage.config.evaluate.batch_size
+        logits = preparation.logits(model, dataset, index=index, batch_size=batch_size)
+        teachers_logits = preparation.mixture(survey, dataset) if taught else None
+        results[split] = evaluate_logits(logits, teachers_logits, dataset.labels)
+    return results

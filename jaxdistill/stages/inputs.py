@@ -1,0 +1,220 @@
+"""What a run reads: model directories, tokenizers and labelled data, each fetched, read and tokenised once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdistill import data, models
+from jaxdistill.config import fingerprint
+from jaxdistill.config.chain import Chain, ChainStage, GivenTeacher, ResolvedTeacher
+from jaxdistill.config.schema import DataConfig, SourceConfig, StudentConfig
+from jaxdistill.errors import ConfigError, DataError, ModelError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The rows of every split with integer labels; `names` are the labels' names in that order."""
+
+    splits: dict[str, data.Rows]
+    labels: dict[str, np.ndarray]
+    names: tuple[str, ...]
+    named: bool
+
+
+class Inputs:
+    """Reads each model directory, tokenizer and data set of a chain once, whichever stages share it."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self._rows: dict[str, LabelledRows] = {}
+        self._datasets: dict[tuple[Any, ...], data.TokenizedDataset] = {}
+
+    # --- directories and tokenizers ----------------------------------------------------------------------------------
+
+    def directory(self, reference: ResolvedTeacher | StudentConfig) -> Path:
+        """Local directory of a given model, downloaded or fetched if it must be."""
+        return _directory(reference.pretrained, reference.asset, reference.revision)
+
+    def model_config(self, reference: ResolvedTeacher | StudentConfig) -> models.EncoderConfig:
+        """Architecture of a given model, from its config.json."""
+        return models.config_from_hf(self.directory(reference))
+
+    def tokenizer(self, stage: ChainStage) -> data.Tokenizer:
+        """The tokenizer of a stage's student.
+
+        A pretrained student keeps its own; a fresh one takes the run's (`tokenizer:`), else its first teacher's, else
+        the warm start's, else the first one that the chain knows.
+        """
+        student = stage.config.student
+        if _is_pretrained(student):
+            own = self.directory(student)
+            if _has_tokenizer(own):
+                return _tokenizer(str(own))
+        if self.chain.run.tokenizer is not None:
+            return _tokenizer(str(models.resolve(self.chain.run.tokenizer)))
+        for teacher in (*stage.teachers, *([stage.warm_start_teacher] if stage.warm_start_teacher else [])):
+            return self.teacher_tokenizer(teacher)
+        return self._first_tokenizer()
+
+    def teacher_tokenizer(self, teacher: ResolvedTeacher) -> data.Tokenizer:
+        """The tokenizer that a teacher reads."""
+        if teacher.stage is not None:
+            return self.tokenizer(self.chain.stage(teacher.stage))
+        own = self.directory(teacher)
+        if not _has_tokenizer(own) and self.chain.run.tokenizer is not None:
+            return _tokenizer(str(models.resolve(self.chain.run.tokenizer)))
+        return _tokenizer(str(own))
+
+    def _first_tokenizer(self) -> data.Tokenizer:
+        for given in self.chain.given:
+            return self.teacher_tokenizer(given_reference(given))
+        for stage in self.chain.stages:
+            if _is_pretrained(stage.config.student):
+                return self.tokenizer(stage)
+        raise ConfigError("tokenizer: no teacher or pretrained student brings one; write tokenizer: DIR_OR_HUB_ID")
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    def rows(self, config: DataConfig) -> LabelledRows:
+        """Rows and labels of every split; a share of train is held out by hash where validation is left out."""
+        key = fingerprint(_reading(config))
+        if key not in self._rows:
+            self._rows[key] = self._read(config)
+        return self._rows[key]
+
+    def _read(self, config: DataConfig) -> LabelledRows:
+        sources: dict[str, SourceConfig | None] = {split: getattr(config, split) for split in SPLITS}
+        rows = {split: data.load_rows(config, source) for split, source in sources.items() if source is not None}
+        if "validation" not in rows:
+            rows["train"], rows["validation"] = data.split_by_hash(rows["train"], config.validation_share)
+            for split in ("train", "validation"):
+                if not len(rows[split]):
+                    raise DataError(
+                        f"{rows[split].source}: too few rows to hold out a share of {config.validation_share} for "
+                        f"validation: nothing left for {split}; give data.validation"
+                    )
+        encoded, found = data.encode_labels(rows["train"], config.label_names or self._known_names(rows["train"]))
+        known = encoded[encoded >= 0]
+        if not known.size:
+            raise DataError(f"{rows['train'].source}: no row has a label in column {config.label!r}")
+        names = found or tuple(str(index) for index in range(int(known.max()) + 1))
+        labels = {
+            split: data.encode_labels(part, found, num_classes=None if found else len(names))[0]
+            for split, part in rows.items()
+        }
+        return LabelledRows(rows, labels, names, found is not None)
+
+    def _known_names(self, rows: data.Rows) -> tuple[str, ...] | None:
+        """Label names of the first given model that fit what the data holds, so that its order is kept."""
+        if rows.label_names is not None:
+            return rows.label_names
+        values = {value for value in rows.labels or () if value is not None}
+        numbers = {int(value) for value in values if str(value).lstrip("+-").isdigit()}
+        textual = len(numbers) < len(values)
+        students = [stage.config.student for stage in self.chain.stages if _is_pretrained(stage.config.student)]
+        for reference in (*map(given_reference, self.chain.given), *students):
+            names = self.model_config(reference).id2label
+            if names is None:
+                continue
+            if textual and values == set(names):
+                return names
+            if not textual and numbers and max(numbers) == len(names) - 1:
+                return names
+        return None
+
+    def dataset(
+        self, config: DataConfig, split: str, tokenizers: Sequence[data.Tokenizer], *, max_length: int, truncate: bool
+    ) -> data.TokenizedDataset | None:
+        """One split, tokenised by each tokenizer; None if the split is not given."""
+        labelled = self.rows(config)
+        if split not in labelled.splits:
+            return None
+        key = (
+            fingerprint(_reading(config)),
+            split,
+            tuple(tokenizer.fingerprint for tokenizer in tokenizers),
+            max_length,
+            truncate,
+        )
+        if key not in self._datasets:
+            self._datasets[key] = data.tokenize(
+                labelled.splits[split],
+                tokenizers,
+                max_length=max_length,
+                truncate=truncate,
+                labels=labelled.labels[split],
+            )
+        return self._datasets[key]
+
+
+def check_labels(what: str, config: models.EncoderConfig, labelled: LabelledRows) -> tuple[int, ...] | None:
+    """Compare a model's labels with the data's; the order to put its classes in, or None if it is right already.
+
+    Raises:
+        ModelError: another number of labels, or other names.
+    """
+    names = labelled.names
+    if config.num_labels != len(names):
+        raise ModelError(
+            f"{what}: has {config.num_labels} labels, the data has {len(names)} ({_listed(names)}); give a model of "
+            "these labels"
+        )
+    if config.id2label is None or not labelled.named or config.id2label == names:
+        return None
+    theirs = {name.casefold(): index for index, name in enumerate(config.id2label)}
+    ours = [name.casefold() for name in names]
+    if set(theirs) != set(ours):
+        raise ModelError(
+            f"{what}: its labels are {_listed(config.id2label)}, the data's are {_listed(names)}; give a model of "
+            "these labels, or say with data.label_names what the data's integers mean"
+        )
+    order = tuple(theirs[name] for name in ours)
+    return None if order == tuple(range(len(order))) else order
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:8])
+    return shown if len(names) <= 8 else f"{shown}, … ({len(names)} in all)"
+
+
+def _reading(config: DataConfig) -> DataConfig:
+    """The part of a data configuration that decides which rows are read: how they are batched is neutral."""
+    neutral = DataConfig()
+    return dataclasses.replace(
+        config, batching=neutral.batching, shuffle_window=neutral.shuffle_window, max_length=None, truncate=None
+    )
+
+
+def given_reference(given: GivenTeacher) -> ResolvedTeacher:
+    """A given teacher as the stages refer to it."""
+    return ResolvedTeacher(pretrained=given.pretrained, asset=given.asset, revision=given.revision)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
+
+
+def _is_pretrained(student: StudentConfig) -> bool:
+    return student.pretrained is not None or student.asset is not None
+
+
+@functools.cache
+def _directory(pretrained: str | None, asset: str | None, revision: str | None) -> Path:
+    if asset is not None:
+        return data.assets.fetch(asset)
+    assert pretrained is not None
+    return models.resolve(pretrained, revision=revision)
+
+
+@functools.cache
+def _tokenizer(directory: str) -> data.Tokenizer:
+    return data.load_tokenizer(directory)

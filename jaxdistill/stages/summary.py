@@ -1,0 +1,54 @@
+"""`summary.json`: one row for each given teacher and each finished stage."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxdistill
+from jaxdistill.atomic import atomic_write_json
+
+
+@dataclass
+class Summary:
+    """What a run has measured so far; `rows` in the order they were finished."""
+
+    name: str
+    directory: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row, its retention against the first row's model filled in, and write the file."""
+        row["retention"] = _retention(row, self.rows[0]) if self.rows and not row["given"] else None
+        self.rows.append(row)
+        self.write()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `summary.json`."""
+        device = jax.devices()[0]
+        return {
+            "name": self.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "jaxdistill": jaxdistill.__version__,
+            "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+            "stages": self.rows,
+        }
+
+    def write(self) -> Path:
+        """Write `summary.json` atomically and return its path."""
+        path = self.directory / "summary.json"
+        atomic_write_json(path, self.to_dict())
+        return path
+
+
+def _retention(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
+    """Accuracy as a share of the first teacher's, for each evaluated split."""
+    return {
+        split: values["accuracy"] / first["eval"][split]["accuracy"]
+        for split, values in row["eval"].items()
+        if first["eval"].get(split, {}).get("accuracy")
+    }

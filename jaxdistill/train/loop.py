@@ -1,0 +1,346 @@
+"""One stage: iterate, log, evaluate, checkpoint; resume where the last whole checkpoint stands."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from jaxdistill import data, parallel
+from jaxdistill.config.schema import LoggingConfig, ParallelConfig, StageConfig
+from jaxdistill.distill.objective import Objective
+from jaxdistill.distill.teacher import Teacher
+from jaxdistill.distill.teacher_cache import compute_logits
+from jaxdistill.errors import DivergedError, Interrupted
+from jaxdistill.models import Model
+from jaxdistill.train.checkpoint import Checkpoints, load_params
+from jaxdistill.train.evaluate import evaluate_logits
+from jaxdistill.train.metrics import MetricsWriter, fetch
+from jaxdistill.train.optimizer import build_optimizer
+from jaxdistill.train.progress import StageProgress
+from jaxdistill.train.state import init_state
+from jaxdistill.train.step import TrainStep, make_train_step
+from jaxdistill.typing import Params
+
+SMALLER_IS_BETTER = ("loss", "kl")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage with everything it reads resolved and nothing compiled yet.
+
+    `initial_params` is called once, and only if there is no checkpoint to continue from. `validation_logits` are the
+    teachers' (averaged, temperature 1) logits `[N, C]` on the validation set, or None without a teacher.
+    """
+
+    title: str
+    directory: Path
+    config: StageConfig
+    seed: int
+    student: Model
+    initial_params: Callable[[], Params]
+    teachers: tuple[Teacher, ...]
+    teacher_params: tuple[Params, ...]
+    objective: Objective
+    train: data.TokenizedDataset
+    validation: data.TokenizedDataset
+    validation_logits: np.ndarray | None
+    batching: str
+    shuffle_window: int
+    parallel: ParallelConfig
+    logging: LoggingConfig
+    run_name: str
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole stage."""
+        train = self.config.train
+        if train.steps is not None:
+            return train.steps
+        assert train.epochs is not None
+        return max(1, math.ceil(train.epochs * self.steps_per_epoch))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which every training row is seen once."""
+        return data.steps_per_epoch(len(self.train), self.config.train.batch_size)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage leaves: the chosen checkpoint, its parameters, and what the training measured."""
+
+    checkpoint: Path
+    step: int
+    params: Params
+    measured: dict[str, Any]
+
+
+@dataclass
+class _Tally:
+    """What is counted over the whole stage, across resumes."""
+
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+
+    def rates(self) -> tuple[float, float]:
+        """Examples and real tokens a second, compilation left out."""
+        busy = max(self.seconds - self.compile_seconds, 1e-9)
+        return self.examples / busy, self.tokens / busy
+
+
+def make_step(job: Job, mesh: Mesh) -> tuple[TrainStep, optax.GradientTransformation, optax.Schedule]:
+    """The stage's compiled step, with the optimizer and schedule it was made from."""
+    optimizer, schedule = build_optimizer(job.config.train, job.total_steps)
+    step = make_train_step(
+        student=job.student,
+        teachers=job.teachers,
+        objective=job.objective,
+        optimizer=optimizer,
+        mesh=mesh,
+        strategy=job.parallel.strategy,
+        accumulate=job.config.train.accumulate,
+    )
+    return step, optimizer, schedule
+
+
+def train_stage(job: Job, console: Console) -> Trained:
+    """Train one stage to its end, from its newest whole checkpoint if there is one.
+
+    Raises:
+        DivergedError: too many non-finite updates in a row.
+        Interrupted: SIGTERM arrived; the state is checkpointed.
+    """
+    loop = _Loop(job, console)
+    try:
+        with _terminations() as asked_to_stop:
+            loop.run(asked_to_stop)
+        return loop.finish()
+    finally:
+        loop.close()
+
+
+class _Loop:
+    """The state of one stage's training on the host side."""
+
+    def __init__(self, job: Job, console: Console) -> None:
+        train, checkpoint = job.config.train, job.config.checkpoint
+        self.job = job
+        self.total = job.total_steps
+        self.evaluate_every = job.config.evaluate.every or job.steps_per_epoch
+        self.save_every = checkpoint.every or self.evaluate_every
+        self.metric = None if checkpoint.best == "last" else checkpoint.best
+        best_mode = None if self.metric is None else ("min" if self.metric in SMALLER_IS_BETTER else "max")
+        self.better = (lambda new, old: new < old) if best_mode == "min" else (lambda new, old: new > old)
+        self.tally = _Tally()
+        self.mesh = parallel.make_mesh(job.parallel)
+        self.step, optimizer, self.schedule = make_step(job, self.mesh)
+        self.iterator = data.train_iterator(
+            job.train,
+            batch_size=train.batch_size,
+            seed=job.seed,
+            batching=job.batching,
+            shuffle_window=job.shuffle_window,
+            steps=self.total,
+        )
+        self.checkpoints = Checkpoints(
+            job.directory / "checkpoints", keep=checkpoint.keep, best_mode=best_mode, fingerprints=job.fingerprints
+        )
+        key = jax.random.key(job.seed)
+        self.done = 0
+        if self.checkpoints.steps():
+            template = jax.eval_shape(lambda: init_state(job.student.init(key), optimizer, jax.random.fold_in(key, 1)))
+            restored = self.checkpoints.restore(template)
+            state = restored.state
+            self.iterator.set_state(restored.data_state)
+            self.tally = _Tally(**restored.extra["tally"])
+            self.done = restored.step
+            for warning in restored.warnings:
+                console.print(f"[yellow]{warning}[/yellow]")
+            console.print(f"{job.title}: continues at step {self.done} of {self.total}")
+        else:
+            state = init_state(job.initial_params(), optimizer, jax.random.fold_in(key, 1))
+        self.state = self.step.put_state(state)
+        self.teacher_params = self.step.put_params(job.teacher_params)
+        self.writer = MetricsWriter(
+            job.directory,
+            tensorboard=job.logging.tensorboard,
+            wandb=job.logging.wandb,
+            run_name=job.run_name,
+            resume_step=self.done,
+        )
+        self.progress = StageProgress(job.title, self.total, self.done, console)
+
+    def run(self, asked_to_stop: Callable[[], bool]) -> None:
+        """All remaining steps. Between two log lines nothing waits for the device."""
+        pending: list[dict[str, Any]] = []
+        log_every = self.job.config.train.log_every
+        with self.progress:
+            mark = time.perf_counter()
+            while self.done < self.total:
+                pending.append(self._advance())
+                self.done += 1
+                last = self.done == self.total
+                log = last or self.done % log_every == 0
+                evaluate = last or self.done % self.evaluate_every == 0
+                save = last or self.done % self.save_every == 0
+                stop = asked_to_stop()
+                if not (log or evaluate or save or stop):
+                    continue
+                means, skipped = fetch(pending)
+                now = time.perf_counter()
+                self.tally.seconds += now - mark
+                mark = now
+                self._log(means, skipped, len(pending))
+                pending = []
+                if evaluate and self._evaluate():
+                    save = True
+                if save or stop:
+                    self._save()
+                if stop and not last:
+                    self.checkpoints.wait()
+                    raise Interrupted(
+                        f"{self.job.title}: stopped by SIGTERM at step {self.done} and checkpointed; the same command "
+                        "continues there"
+                    )
+                mark = time.perf_counter()
+
+    def _advance(self) -> dict[str, Any]:
+        batch = next(self.iterator)
+        self.tally.examples += int((batch["example_id"] >= 0).sum())
+        self.tally.tokens += int(batch["attention_mask"].sum())
+        traces, begin = self.step.trace_count, time.perf_counter()
+        self.state, metrics = self.step(self.state, self.teacher_params, self.step.put_batch(batch))
+        if self.step.trace_count != traces:
+            self.tally.compile_seconds += time.perf_counter() - begin
+        return metrics
+
+    def _log(self, means: dict[str, float], skipped: np.ndarray, steps: int) -> None:
+        examples_per_second, tokens_per_second = self.tally.rates()
+        values = {
+            **means,
+            "learning_rate": float(self.schedule(self.done)),
+            "examples_per_second": examples_per_second,
+            "tokens_per_second": tokens_per_second,
+        }
+        self.writer.write(self.done, "train", values)
+        self.progress.update(self.done, values, examples_per_second, tokens_per_second)
+        self._count_skipped(skipped, first=self.done - steps + 1)
+
+    def _count_skipped(self, skipped: np.ndarray, *, first: int) -> None:
+        """Report skipped updates by their steps; raise once too many came in a row."""
+        at = [first + int(index) for index in np.flatnonzero(skipped)]
+        if at:
+            self.progress.note(f"{self.job.title}: non-finite loss or gradient, update skipped at step {_steps(at)}")
+        limit = self.job.config.train.max_skipped
+        for index, flag in enumerate(skipped):
+            self.tally.skipped += int(flag)
+            self.tally.skipped_in_a_row = self.tally.skipped_in_a_row + 1 if flag else 0
+            if self.tally.skipped_in_a_row >= limit:
+                raise DivergedError(
+                    f"{self.job.title}: {limit} updates in a row had a non-finite loss or gradient, the last at step "
+                    f"{first + index} (train.max_skipped={limit}); lower train.learning_rate or train.max_grad_norm. "
+                    "The last good checkpoint is intact"
+                )
+
+    def _evaluate(self) -> bool:
+        """Evaluate on validation; true if this is the best so far by the stage's metric."""
+        logits = compute_logits(
+            self.job.student,
+            self.step.get_state(self.state).params,
+            data.eval_batches(self.job.validation, batch_size=self.job.config.evaluate.batch_size),
+            len(self.job.validation),
+            self.mesh,
+        )
+        values = evaluate_logits(logits, self.job.validation_logits, self.job.validation.labels)
+        self.writer.write(self.done, "validation", values)
+        self.progress.note(
+            f"{self.job.title}: step {self.done}, validation " + ", ".join(f"{k} {v:.4f}" for k, v in values.items())
+        )
+        if self.metric is None:
+            return False
+        value = values[self.metric]
+        if self.tally.best_value is not None and not self.better(value, self.tally.best_value):
+            return False
+        self.tally.best_value, self.tally.best_step = value, self.done
+        return True
+
+    def _save(self) -> None:
+        improved = self.tally.best_step == self.done
+        self.checkpoints.save(
+            self.done,
+            self.step.get_state(self.state),
+            self.iterator.get_state(),
+            metrics=None,
+            best_value=self.tally.best_value if improved else None,
+            extra={"tally": vars(self.tally)},
+        )
+
+    def finish(self) -> Trained:
+        """The chosen checkpoint's parameters, as they are on disk, and the stage's figures."""
+        self.checkpoints.wait()
+        chosen = self.checkpoints.best() if self.metric is not None else self.checkpoints.latest()
+        assert chosen is not None
+        path = self.job.directory / "checkpoints" / str(chosen)
+        examples_per_second, tokens_per_second = self.tally.rates()
+        measured = {
+            "steps": self.total,
+            "examples": self.tally.examples,
+            "tokens": self.tally.tokens,
+            "seconds": round(self.tally.seconds, 3),
+            "examples_per_second": round(examples_per_second, 1),
+            "tokens_per_second": round(tokens_per_second, 1),
+            "compile_seconds": round(self.tally.compile_seconds, 3),
+            "skipped_steps": self.tally.skipped,
+            "best_step": chosen,
+        }
+        return Trained(path, chosen, load_params(path), measured)
+
+    def close(self) -> None:
+        """Flush what is open; a background save in flight is waited for."""
+        self.checkpoints.close()
+        self.writer.close()
+
+
+@contextmanager
+def _terminations() -> Iterator[Callable[[], bool]]:
+    """Note SIGTERM instead of dying of it; a second one kills."""
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    try:
+        before = signal.signal(signal.SIGTERM, note)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _steps(steps: list[int]) -> str:
+    shown = ", ".join(str(step) for step in steps[:8])
+    return shown if len(steps) <= 8 else f"{shown}, … ({len(steps)} in all)"

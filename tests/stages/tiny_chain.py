@@ -1,0 +1,110 @@
+"""A chain small enough to train in seconds: a word-level vocabulary, sentences that say what they mean, tiny models."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GOOD = ["good", "great", "fine", "lovely", "superb", "charming"]
+BAD = ["bad", "awful", "dull", "poor", "dreadful", "clumsy"]
+PLAIN = ["the", "a", "film", "plot", "actor", "is", "was", "very", "and", "music", "scene", "story"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def sentence(rng: np.random.Generator, label: int) -> str:
+    words = [str(word) for word in rng.choice(PLAIN, rng.integers(2, 14))]
+    for word in rng.choice(GOOD if label else BAD, rng.integers(1, 3)):
+        words.insert(int(rng.integers(0, len(words) + 1)), str(word))
+    return " ".join(words)
+
+
+def write_csv(path: Path, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence", "label"])
+        for index in range(rows):
+            writer.writerow([sentence(rng, index % 2), ["negative", "positive"][index % 2]])
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A WordPiece tokenizer of `VOCABULARY`, in the files that BERT directories have."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 64}),
+        encoding="utf-8",
+    )
+
+
+def chain_config(material: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """teacher → assistant → BertHash student with two seeds, and a control on labels alone."""
+    train = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3, "log_every": 4}
+    return {
+        "name": "tiny",
+        "output_dir": str(output),
+        "data": {
+            "train": {"path": str(material / "train.csv")},
+            "validation": {"path": str(material / "dev.csv")},
+            "test": {"path": str(material / "test.csv")},
+            "text": ["sentence"],
+            "max_length": 32,
+        },
+        "logging": {"tensorboard": False},
+        "stages": [
+            {
+                "name": "teacher",
+                "teacher": None,
+                "student": {"pretrained": str(material / "encoder")},
+                "train": {**train, "epochs": 4},
+                "checkpoint": {"every": 8},
+            },
+            {
+                "name": "assistant",
+                "student": {"architecture": "bert", **TINY, "warm_start": {"layers": "uniform", "embeddings": "copy"}},
+                "train": train,
+                "checkpoint": {"every": 7},
+            },
+            {
+                "name": "student",
+                "student": {
+                    "architecture": "bert_hash",
+                    "projections": 4,
+                    **TINY,
+                    "hidden_size": 12,
+                    "warm_start": {"embeddings": "svd"},
+                },
+                "train": train,
+                "checkpoint": {"every": 5},
+                "repeat": {"seeds": [3, 1]},
+            },
+            {
+                "name": "scratch",
+                "teacher": None,
+                "student": {"architecture": "bert_hash", "projections": 4, **TINY, "hidden_size": 12},
+                "train": train,
+            },
+        ],
+        **changes,
+    }
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    import yaml
+
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return path
