@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from jaxdistill.config.defaults import expand_loss, stage_data
+from jaxdistill.config.files import unusable_directory
 from jaxdistill.config.problems import Path as KeyPath
-from jaxdistill.config.problems import Problem, did_you_mean, shown
+from jaxdistill.config.problems import Problem, shown
 from jaxdistill.config.schema import (
     PREVIOUS,
+    SOURCES,
     CheckpointConfig,
     DataConfig,
     Run,
     SourceConfig,
     StageConfig,
-    TeacherConfig,
     TrainConfig,
 )
 from jaxdistill.config.shapes import position_problems, student_problems, warm_start_problems
-from jaxdistill.config.teachers import StageTeachers, looks_local, resolve_teachers, run_order
-
-_SOURCES = ("train", "validation", "test")
+from jaxdistill.config.teachers import StageTeachers, resolve_teachers, run_order
 
 
 def contradictions(run: Run) -> list[Problem]:
@@ -53,6 +51,8 @@ def _run_problems(run: Run) -> Iterator[Problem]:
     if not run.name.strip() or run.name in (".", "..") or any(sign in run.name for sign in "/\\\0"):
         message = f"got {shown(run.name)}; expected a directory name, without separators (output_dir says where)"
         yield Problem(("name",), message)
+    if run.output_dir is not None and (reason := unusable_directory(run.output_dir)):
+        yield Problem(("output_dir",), f"got {shown(run.output_dir)}, which {reason}; expected a directory to write in")
     if run.parallel.data == 0:
         yield Problem(("parallel", "data"), "got 0; expected a number of devices, or -1 for whatever is left")
     first: dict[str, int] = {}
@@ -93,7 +93,7 @@ def _tokenizer_problems(run: Run, teachers: list[StageTeachers]) -> Iterator[Pro
 
 def _data_problems(run: Run) -> Iterator[Problem]:
     """Of the run's data once, and of each stage's own keys."""
-    yield from _source_problems(run.data, ("data",), set(_SOURCES))
+    yield from _source_problems(run.data, ("data",), set(SOURCES))
     yield from _label_problems(run.data, ("data",))
     missing = [index for index, stage in enumerate(run.stages) if stage_data(run, stage).train is None]
     if len(missing) == len(run.stages):
@@ -110,7 +110,7 @@ def _data_problems(run: Run) -> Iterator[Problem]:
 
 
 def _source_problems(data: DataConfig, path: KeyPath, keys: set[str]) -> Iterator[Problem]:
-    for key in _SOURCES:
+    for key in SOURCES:
         source: SourceConfig | None = getattr(data, key)
         if source is None or key not in keys:
             continue
@@ -184,83 +184,3 @@ def _checkpoint_problems(checkpoint: CheckpointConfig, has_teacher: bool, path: 
             f"'{checkpoint.best}' compares with a teacher, and the stage has none; expected accuracy, f1, loss or last"
         )
         yield Problem((*path, "best"), message)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def missing_files(run: Run, base: Path) -> list[Problem]:
-    """Local data files and model directories that are not there (relative ones looked up from `base`)."""
-    problems = list(_missing_data(run.data, ("data",), set(_SOURCES), base))
-    if run.tokenizer is not None and looks_local(run.tokenizer):
-        problems += _missing_directory(run.tokenizer, ("tokenizer",), base, needs=None)
-    for index, stage in enumerate(run.stages):
-        path: KeyPath = ("stages", index)
-        if stage.data:
-            problems += _missing_data(stage_data(run, stage), (*path, "data"), set(stage.data), base)
-        if stage.student.pretrained is not None:
-            problems += _missing_model(stage.student.pretrained, (*path, "student", "pretrained"), base)
-        for place, text in _written_models(stage, path, {other.name for other in run.stages}):
-            problems += _missing_model(text, place, base)
-    return problems
-
-
-def _written_models(stage: StageConfig, path: KeyPath, names: set[str]) -> Iterator[tuple[KeyPath, str]]:
-    """The model directories and hub ids that a stage names as teachers, with their paths."""
-    several = isinstance(stage.teacher, tuple)
-    written: list[TeacherConfig | str | None] = (
-        list(stage.teacher) if isinstance(stage.teacher, tuple) else [stage.teacher]
-    )
-    places: list[KeyPath] = [(*path, "teacher", i) if several else (*path, "teacher") for i in range(len(written))]
-    if stage.student.warm_start is not None:
-        written.append(stage.student.warm_start.from_teacher)
-        places.append((*path, "student", "warm_start", "from_teacher"))
-    for place, teacher in zip(places, written, strict=True):
-        if isinstance(teacher, TeacherConfig) and teacher.pretrained is not None:
-            yield (*place, "pretrained"), teacher.pretrained
-        elif isinstance(teacher, str) and teacher not in names and "/" in teacher:
-            yield place, teacher
-
-
-def _missing_data(data: DataConfig, path: KeyPath, keys: set[str], base: Path) -> Iterator[Problem]:
-    for key in _SOURCES:
-        source: SourceConfig | None = getattr(data, key)
-        if source is None or source.path is None or key not in keys:
-            continue
-        file = base / Path(source.path).expanduser()
-        if file.is_dir():
-            yield Problem((*path, key, "path"), f"{source.path} is a directory; expected a file of rows")
-        elif not file.exists():
-            yield Problem(
-                (*path, key, "path"), f"no such file: {source.path}{_nearest(file)}{_looked_in(source.path, base)}"
-            )
-
-
-def _missing_model(text: str, path: KeyPath, base: Path) -> Iterator[Problem]:
-    if looks_local(text) or (base / text).is_dir():
-        yield from _missing_directory(text, path, base, needs="config.json")
-
-
-def _missing_directory(text: str, path: KeyPath, base: Path, *, needs: str | None) -> Iterator[Problem]:
-    directory = base / Path(text).expanduser()
-    if not directory.is_dir():
-        what = "is a file; expected a directory" if directory.is_file() else "no such directory"
-        message = f"{text}: {what}{_nearest(directory)}{_looked_in(text, base)}"
-        yield Problem(path, f"{message} (a hub id is written OWNER/NAME)")
-    elif needs is not None and not (directory / needs).is_file():
-        yield Problem(path, f"{text} has no {needs}; expected a Hugging Face model directory{_inside(directory, text)}")
-
-
-def _nearest(file: Path) -> str:
-    """A name beside the missing one that is close to it."""
-    return did_you_mean(file.name, [entry.name for entry in file.parent.iterdir()]) if file.parent.is_dir() else ""
-
-
-def _looked_in(text: str, base: Path) -> str:
-    return "" if Path(text).expanduser().is_absolute() else f"; looked in {base.resolve()}"
-
-
-def _inside(directory: Path, text: str) -> str:
-    """Points one level down when the model is there, as with an unpacked archive or a stage directory."""
-    inner = next((entry.name for entry in sorted(directory.iterdir()) if (entry / "config.json").is_file()), None)
-    return f"; did you mean '{text.rstrip('/')}/{inner}'?" if inner else ""

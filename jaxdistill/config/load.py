@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxdistill.config.checks import contradictions, missing_files
+from jaxdistill.config.checks import contradictions
 from jaxdistill.config.defaults import validator
+from jaxdistill.config.files import missing_files
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, from_validation
 from jaxdistill.config.reading import apply_overrides, read_yaml
@@ -18,17 +19,16 @@ from jaxdistill.config.schema import DataConfig, Run
 from jaxdistill.errors import ConfigError
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = (), *, base: str | Path | None = None) -> Run:
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Read, override and validate a run's configuration.
 
     Args:
       path: YAML file.
       overrides: `key.path=value` texts, applied in order; a part of the path is a key, a list index, or, in `stages`,
         a stage's name; the value is YAML.
-      base: directory that relative paths in the YAML are looked up from; None is the current one.
 
     Returns:
-      the run, its paths as written.
+      the run; relative paths in it stay as written, and mean the current directory.
 
     Raises:
       ConfigError: with one line per problem: syntax, overrides, unknown keys, wrong values, contradictions, local
@@ -39,7 +39,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = (), *, base: str | Pat
     run, more = _validated(raw)
     problems += more
     if run is not None:
-        problems += _unrelated([*contradictions(run), *missing_files(run, Path(base or "."))], more)
+        problems += _unrelated([*contradictions(run), *missing_files(run)], more)
     return _run_or_raise(run, problems)
 
 
@@ -110,28 +110,30 @@ _STAND_INS: dict[str, Any] = {"name": "unnamed", "data": {}, "student": {}, "tra
 def _without(raw: Any, paths: list[KeyPath]) -> Any:
     """A copy of `raw` without the values at these paths.
 
-    Required values get a stand-in; an item of a list inside a stage takes the whole list along, and a term or preset
-    without its type the whole loss.
+    Required values get a stand-in; an item of a list inside a stage takes the whole list along, a term without its
+    type the whole loss, and any other required value that is missing the mapping it is missing from.
     """
     copy = _copied(raw)
     for path in paths:
         if path[:1] == ("stages",) and "loss" in path:
             path = path[: path.index("loss") + 1]
-        while len(path) > 2 and isinstance(path[-1], int):
-            path = path[:-1]
-        *parents, last = path or ("",)
-        holder = copy
-        for part in parents:
-            holder = _item(holder, part)
-        if isinstance(holder, list) and isinstance(last, int):
-            holder[last] = {}
-        elif isinstance(holder, dict):
-            holder.pop(last, None)
-            if last == "name" and len(path) == 3:
-                holder[last] = f"unnamed-{path[1]}"
-            elif last in _STAND_INS and len(path) in (1, 3):
-                holder[last] = _copied(_STAND_INS[str(last)])
+        _remove(copy, path)
     return copy
+
+
+def _remove(raw: Any, path: KeyPath) -> None:
+    *parents, last = path or ("",)
+    holder = raw
+    for part in parents:
+        holder = _item(holder, part)
+    if last in _STAND_INS and len(path) in (1, 3):
+        holder[last] = f"unnamed-{path[1]}" if len(path) == 3 and last == "name" else _copied(_STAND_INS[str(last)])
+    elif isinstance(holder, list) and len(path) == 2 and isinstance(last, int):
+        holder[last] = {}
+    elif isinstance(holder, dict) and last in holder:
+        del holder[last]
+    elif holder is not None and len(path) > 2:  # None: gone already
+        _remove(raw, path[:-1])
 
 
 def _copied(value: Any) -> Any:
@@ -148,9 +150,11 @@ def _item(holder: Any, part: str | int) -> Any:
 
 
 def _unrelated(found: list[Problem], wrong: list[Problem]) -> list[Problem]:
-    """The contradictions that are not about a value that is already reported, or about what holds it."""
+    """The contradictions that cannot come from a wrong value having been left out: those that are not about it, what
+    holds it, or, within a part of a stage, a value beside it."""
 
-    def related(a: KeyPath, b: KeyPath) -> bool:
-        return a[: len(b)] == b or b[: len(a)] == a
+    def related(own: KeyPath, other: Problem) -> bool:
+        beside = len(own) > 3 and own[:-1] == other.path[:-1] and not other.unknown_key
+        return beside or own[: len(other.path)] == other.path or other.path[: len(own)] == own
 
-    return [problem for problem in found if not any(related(problem.path, other.path) for other in wrong)]
+    return [problem for problem in found if not any(related(problem.path, other) for other in wrong)]

@@ -37,10 +37,14 @@ _REQUIRED = {
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong, and where; `str()` is the line the user reads."""
+    """One thing that is wrong, and where; `str()` is the line the user reads.
+
+    unknown_key: the key means nothing, so nothing else depends on its value.
+    """
 
     path: Path
     text: str
+    unknown_key: bool = False
 
     def __str__(self) -> str:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
@@ -48,7 +52,7 @@ class Problem(NamedTuple):
 
 def dotted(path: Iterable[str | int]) -> str:
     """`("stages", 0, "name")` as `stages.0.name`, the form overrides take."""
-    return ".".join(str(part) for part in path)
+    return ".".join(text if (text := str(part)).isprintable() else repr(text) for part in path)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
@@ -87,10 +91,10 @@ def from_validation(error: ValidationError, root: Any, raw: Any, *, prefix: Path
             continue
         text = _wording(entry, place)
         if text is not None:
-            kept.append(Problem(place.path, text))
+            kept.append(Problem(place.path, text, unknown_key=entry["type"] == "unexpected_keyword_argument"))
     spoken_for = {problem.path[: len(path)] for problem in kept for path in refused}
     kept += [Problem(path, text) for path, text in refused.items() if path not in spoken_for]
-    return [Problem(prefix + problem.path, problem.text) for problem in kept]
+    return [problem._replace(path=prefix + problem.path) for problem in kept]
 
 
 class _Place(NamedTuple):

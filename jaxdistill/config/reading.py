@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ class _StrictLoader(yaml.SafeLoader):
         return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
 
+_MOST_VALUES = 100_000
+"""Aliases of aliases can stand for billions of values in a few lines."""
+
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -62,7 +66,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
       ConfigError: syntax error, repeated key, key that is not text, or a tag we do not read, with line and column.
     """
     try:
-        return _unshared(yaml.load(text, Loader=_StrictLoader))
+        return _unshared(yaml.load(text, Loader=_StrictLoader), itertools.count(1))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -74,7 +78,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(
             f"{where}: an alias refers to the value it stands in, or values are nested too deep"
         ) from error
-    except ValueError as error:  # a number with too many digits for int()
+    except ValueError as error:  # a number that Python does not read, or too many values
         raise ConfigError(f"{where}: {error}") from error
 
 
@@ -92,12 +96,14 @@ def dump_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _unshared(value: Any) -> Any:
+def _unshared(value: Any, count: Iterator[int]) -> Any:
     """A copy in which aliases of one anchor are separate values, so that an override changes one of them."""
+    if next(count) > _MOST_VALUES:
+        raise ValueError(f"holds more than {_MOST_VALUES} values (aliases counted each time they are used)")
     if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
+        return {key: _unshared(item, count) for key, item in value.items()}
     if isinstance(value, list):
-        return [_unshared(item) for item in value]
+        return [_unshared(item, count) for item in value]
     return value
 
 
@@ -172,10 +178,14 @@ def _assign(raw: dict[str, Any], parts: list[str], value: Any) -> str | None:
             here[key] = value
             return None
         if isinstance(here, dict) and here.get(key) is None:
-            if parts[depth + 1].isdigit():
-                whole = dotted(parts[: depth + 1])
-                return f"{whole} is not there, so it has no item {parts[depth + 1]}; give the whole list, {whole}=[...]"
-            here[key] = {}
+            for end, following in enumerate(parts[depth + 1 :], start=depth + 1):
+                if following.isdigit():
+                    whole = dotted(parts[:end])
+                    return f"{whole} is not there, so it has no item {following}; give the whole list, {whole}=[...]"
+            for inner in reversed(parts[depth + 1 :]):
+                value = {inner: value}
+            here[key] = value
+            return None
         here = here[key]
     return None
 
@@ -188,8 +198,8 @@ def _index(items: list[Any], part: str, place: str) -> int | str:
     if part.isascii() and part.isdigit():
         if int(part) < len(items):
             return int(part)
-        return f"{place} has {len(items)} item(s), so the last is {place}.{len(items) - 1}; got {place}.{part}"
+        return f"{place} has {len(items)} item(s), counted from 0; there is no {place}.{part}"
     if place == "stages":
         texts = [name for name in names if isinstance(name, str)]
         return f"no stage is named '{part}' (stages: {', '.join(texts)}){did_you_mean(part, texts)}"
-    return f"{place} is a list; expected an index from 0 to {len(items) - 1}, got '{part}'"
+    return f"{place} is a list; expected the index of an item (counted from 0), got '{part}'"

@@ -31,6 +31,9 @@ Fraction = Annotated[Number, Field(ge=0, lt=1)]
 PREVIOUS = "previous"
 """What `teacher:` means when it is left out: the stage written just before."""
 
+SOURCES = ("train", "validation", "test")
+"""The splits of a `DataConfig`."""
+
 
 @dataclass(frozen=True)
 class SourceConfig:

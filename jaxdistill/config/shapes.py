@@ -63,7 +63,7 @@ def directory_shape(text: str, name: str) -> Shape:
     """The shape in a local directory's config.json; unknown for a hub id or a file that does not read as one."""
     try:
         config = json.loads((Path(text).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return Shape(name)
     if not isinstance(config, dict):
         return Shape(name)

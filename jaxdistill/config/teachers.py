@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import graphlib
 from dataclasses import dataclass
-from pathlib import Path
 
+from jaxdistill.config.files import looks_local
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, did_you_mean
 from jaxdistill.config.schema import PREVIOUS, Run, StageConfig, TeacherConfig
@@ -42,11 +42,6 @@ class StageTeachers:
         """Names of the stages that must have run before."""
         every = (*self.teachers, self.warm_start) if self.warm_start else self.teachers
         return list(dict.fromkeys(teacher.stage for teacher in every if teacher.stage))
-
-
-def looks_local(text: str) -> bool:
-    """Whether text is a path and no hub id: begins with `.`, `~` or `/`, is a directory, or has two slashes or more."""
-    return text.startswith((".", "~", "/")) or text.count("/") > 1 or Path(text).is_dir()
 
 
 def resolve_teachers(run: Run) -> tuple[list[StageTeachers], list[Problem]]:
