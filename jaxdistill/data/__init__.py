@@ -1,0 +1,29 @@
+"""From files, hub data sets and named assets to padded, shuffled, resumable batches of tokens."""
+
+from jaxdistill.data import assets
+from jaxdistill.data.batching import bucket_lengths, eval_batches, steps_per_epoch, total_steps
+from jaxdistill.data.cache import default_cache_dir
+from jaxdistill.data.labels import encode_labels
+from jaxdistill.data.pipeline import train_iterator
+from jaxdistill.data.rows import Rows, split_by_hash
+from jaxdistill.data.sources import load_rows
+from jaxdistill.data.tokenize import TokenizedDataset, Tokenizer, check_vocabulary, load_tokenizer, tokenize
+
+__all__ = [
+    "Rows",
+    "TokenizedDataset",
+    "Tokenizer",
+    "assets",
+    "bucket_lengths",
+    "check_vocabulary",
+    "default_cache_dir",
+    "encode_labels",
+    "eval_batches",
+    "load_rows",
+    "load_tokenizer",
+    "split_by_hash",
+    "steps_per_epoch",
+    "tokenize",
+    "total_steps",
+    "train_iterator",
+]

@@ -1,0 +1,166 @@
+"""Where rows come from: a local file, a hub data set or a named asset."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.config.schema import DataConfig, SourceConfig
+from jaxdistill.data import assets
+from jaxdistill.data.labels import BadLabelError, parse_label
+from jaxdistill.data.readers import Select, Table, arrow_table, is_unicode, read_table
+from jaxdistill.data.rows import Rows, bad_rows_error
+from jaxdistill.errors import DataError, ExternalError
+
+
+def load_rows(
+    data: DataConfig, source: SourceConfig, *, base_dir: Path | None = None, require_labels: bool = True
+) -> Rows:
+    """Reads and checks the rows of one source.
+
+    Args:
+      data: the columns, the label names (if known) and what to do with bad rows.
+      source: a path, a hub id or an asset.
+      base_dir: what a relative path is relative to (default: the current directory).
+      require_labels: with False a row, or the whole source, may lack its label (None).
+
+    Returns:
+      N ≥ 1 rows. Texts are as written; labels are integers or names, not yet class indices.
+
+    Raises:
+      DataError: nothing there, an unusable file, a missing column, or bad rows (with `on_bad_row: error`): missing or
+        empty text, missing or impossible label, not UTF-8, malformed line, wrong number of columns.
+      ExternalError: the hub or the disk cannot be read.
+    """
+    name = _name(source)
+
+    def select(found: Sequence[str]) -> tuple[str, ...]:
+        """The text columns and, unless it may be absent and is, the label."""
+        wanted = data.text if data.label not in found and not require_labels else (*data.text, data.label)
+        _check_columns(wanted, found, name)
+        return tuple(dict.fromkeys(wanted))
+
+    try:
+        table = _open(source, name, base_dir, select)
+        return _collect(table, data, source.limit, name, require_labels)
+    except OSError as error:
+        raise ExternalError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def _name(source: SourceConfig) -> str:
+    if source.path is not None:
+        return source.path
+    place = source.hub if source.hub is not None else f"asset {source.asset}"
+    return "/".join(part for part in (place, source.config, source.split) if part)
+
+
+def _check_columns(wanted: Sequence[str], found: Sequence[str], source: str) -> None:
+    for column in wanted:
+        if column not in found:
+            near = difflib.get_close_matches(column, found, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            key = "data.text and data.label say which columns to read"
+            raise DataError(f"{source}: no column {column!r}, found {', '.join(map(repr, found))}{meant} ({key})")
+
+
+def _open(source: SourceConfig, name: str, base_dir: Path | None, select: Select) -> Table:
+    match source:
+        case SourceConfig(path=str(path), hub=None, asset=None):
+            return read_table((base_dir or Path()) / Path(path).expanduser(), name, select)
+        case SourceConfig(path=None, hub=None, asset=str(asset)):
+            return read_table(assets.split_path(asset, source.split), name, select)
+        case SourceConfig(path=None, hub=str(), asset=None):
+            return _open_hub(source, name, select)
+    raise DataError(f"a data source needs exactly one of path, hub and asset, got {source}")
+
+
+def _open_hub(source: SourceConfig, name: str, select: Select) -> Table:
+    """A hub data set through `datasets`, which never runs code of the data set's own."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(str(source.hub), source.config, split=source.split, revision=source.revision)
+    except ValueError as error:
+        raise DataError(f"{name}: {_first_line(error)}") from error
+    except Exception as error:  # whatever the hub's client raises: offline, unknown id, gated, broken download
+        raise ExternalError(
+            f"{name}: the hub data set cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
+            "without a network, give a local file as `path`"
+        ) from error
+    if not isinstance(loaded, datasets.Dataset):
+        raise DataError(f"{name}: needs a split, one of {', '.join(map(str, loaded))}")
+    table: Any = loaded.with_format("arrow")[:]
+    named = {
+        column: tuple(feature.names)
+        for column, feature in loaded.features.items()
+        if isinstance(feature, datasets.ClassLabel) and feature.names
+    }
+    records = arrow_table(table.schema, iter(table.to_batches()), list(select(table.column_names)), name).records
+    return Table("row", records, named)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _collect(table: Table, data: DataConfig, limit: int | None, name: str, require_labels: bool) -> Rows:
+    """Checks every record and keeps the good ones."""
+    class_names = table.label_names.get(data.label)
+    names = class_names or data.label_names  # integers that the source names are checked as such, whatever their order
+    texts: tuple[list[str], ...] = tuple([] for _ in data.text)
+    labels: list[int | str | None] = []
+    numbers: list[int] = []
+    problems: list[tuple[int, str]] = []
+    total = 0
+    for number, record in itertools.islice(table.records, limit):
+        total += 1
+        try:
+            if isinstance(record, str):
+                raise _BadRowError(record)
+            parts = [_text(record.get(column), column) for column in data.text]
+            label = _label(record.get(data.label), names, require_labels)
+        except (_BadRowError, BadLabelError) as reason:
+            problems.append((number, str(reason)))
+            continue
+        for column, part in zip(texts, parts, strict=True):
+            column.append(part)
+        labels.append(label)
+        numbers.append(number)
+    if problems and (data.on_bad_row == "error" or not numbers):
+        raise bad_rows_error(name, table.unit, problems, total, "correct them, or leave them out: data.on_bad_row=skip")
+    if not numbers:
+        raise DataError(f"{name}: the data set is empty; expected at least one row")
+    known = None if all(label is None for label in labels) else labels
+    row_numbers = np.asarray(numbers, np.int64)
+    return Rows(texts, known, row_numbers, name, len(problems), table.unit, class_names)
+
+
+class _BadRowError(Exception):
+    """Why a row cannot be used."""
+
+
+def _text(value: Any, column: str) -> str:
+    if isinstance(value, str):
+        if not value.strip():
+            raise _BadRowError(f"empty text (column {column!r})")
+        if not is_unicode(value):
+            raise _BadRowError(f"text is not UTF-8 (column {column!r})")
+        return value
+    if value is None or value != value:  # NaN differs from itself
+        raise _BadRowError(f"missing text (column {column!r})")
+    raise _BadRowError(f"text is a {type(value).__name__}, expected a string (column {column!r})")
+
+
+def _label(value: Any, names: Sequence[str] | None, required: bool) -> int | str | None:
+    label = parse_label(value, names)
+    if label is None and required:
+        unlabelled = "label -1 means unlabelled, as in GLUE's test sets (if it is a name, list it in data.label_names)"
+        raise _BadRowError(unlabelled if str(value).strip() == "-1" else "missing label")
+    if isinstance(label, str) and not is_unicode(label):
+        raise _BadRowError("label is not UTF-8")
+    return label

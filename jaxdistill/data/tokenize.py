@@ -1,0 +1,219 @@
+"""Texts to token ids: once per data set, tokenizer and maximum length, kept on disk by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.data import token_cache
+from jaxdistill.data.labels import encode_labels
+from jaxdistill.data.rows import Rows, bad_rows_error
+from jaxdistill.data.token_cache import Ragged
+from jaxdistill.errors import DataError, ExternalError, ModelError
+
+_CHUNK = 4096
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model")
+
+
+class Tokenizer:
+    """A fast tokenizer of `transformers`, as a pure function from texts to token ids.
+
+    fingerprint: sha256 of everything that decides the ids (not of its padding and truncation settings). vocab_size:
+    number of tokens, added ones included. max_id: the largest id it can give. pad_id: what padding is filled with.
+    """
+
+    def __init__(self, wrapped: Any, name: str) -> None:
+        import tokenizers
+
+        backend = getattr(wrapped, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError(f"{name}: needs a fast tokenizer (a tokenizer.json), got {type(wrapped).__name__}")
+        self.name = name
+        self.pad_id = int(wrapped.pad_token_id or 0)
+        self.max_id = max(wrapped.get_vocab().values(), default=-1)
+        self.vocab_size = len(wrapped)
+        self._wrapped = wrapped
+        # A copy: calls on the wrapped one change its padding and truncation, which must change nothing here.
+        self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._has_types = "token_type_ids" in wrapped.model_input_names
+        described = self._backend.to_str() + json.dumps([self.pad_id, self._has_types])
+        self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the tokenizer's files as `transformers` loads them."""
+        self._wrapped.save_pretrained(str(directory))
+
+    def encode(self, texts: Sequence[str], pair: Sequence[str] | None = None) -> Ragged:
+        """Token ids with the special tokens, not truncated.
+
+        Args:
+          texts: N texts.
+          pair: N second texts, or None.
+        """
+        chunks = []
+        for start in range(0, len(texts), _CHUNK):
+            part: list[Any] = list(texts[start : start + _CHUNK])
+            if pair is not None:
+                part = list(zip(part, pair[start : start + _CHUNK], strict=True))
+            encodings = self._backend.encode_batch_fast(part)
+            chunks.append(_ragged(encodings, with_types=self._has_types and pair is not None, pad_id=self.pad_id))
+        return Ragged.concatenate(chunks)
+
+    def encode_truncated(self, texts: Sequence[str], pair: Sequence[str] | None, max_length: int) -> Ragged:
+        """The same, with the longer of the two texts cut until the whole fits `max_length`."""
+        self._backend.enable_truncation(max_length, strategy="longest_first")
+        try:
+            return self.encode(texts, pair)
+        finally:
+            self._backend.no_truncation()
+
+
+def _ragged(encodings: Sequence[Any], *, with_types: bool, pad_id: int) -> Ragged:
+    lists = [encoding.ids for encoding in encodings]
+    types = [encoding.type_ids for encoding in encodings] if with_types else None
+    return Ragged.from_lists(lists, types, pad_id=pad_id)
+
+
+def load_tokenizer(path_or_hub_id: str | Path, revision: str | None = None) -> Tokenizer:
+    """Loads a fast tokenizer from a Hugging Face directory or the hub; runs no code from either.
+
+    Raises:
+      ModelError: no such directory, or no tokenizer in it.
+      ExternalError: the hub cannot be reached or does not have it.
+    """
+    import transformers
+
+    name = str(path_or_hub_id)
+    directory = Path(name).expanduser()
+    is_local = directory.exists()
+    if is_local and not any((directory / file).is_file() for file in _TOKENIZER_FILES):
+        raise ModelError(f"{name}: no tokenizer there; expected one of {', '.join(_TOKENIZER_FILES)}")
+    if not is_local and not _HUB_ID.fullmatch(name):
+        raise ModelError(f"{name}: no such directory (looked for {directory.absolute()}), and not a hub id")
+    place = str(directory) if is_local else name
+    try:
+        wrapped = transformers.AutoTokenizer.from_pretrained(
+            place, revision=revision, use_fast=True, local_files_only=is_local, trust_remote_code=False
+        )
+    except Exception as error:  # a broken file raises anything; the hub's client too
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        if is_local:
+            raise ModelError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
+        raise ExternalError(
+            f"{name}: the tokenizer cannot be fetched from the hub ({reason}); offline, give a local directory"
+        ) from error
+    return Tokenizer(wrapped, name)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, model: str) -> None:
+    """Refuses a tokenizer that can give ids which the model has no embedding for.
+
+    Raises:
+      ModelError: naming both and the numbers.
+    """
+    if tokenizer.max_id >= vocab_size:
+        raise ModelError(
+            f"tokenizer {tokenizer.name} has ids up to {tokenizer.max_id}, but the embedding of {model} has only "
+            f"{vocab_size} rows; use the model's own tokenizer, or a model with vocab_size >= {tokenizer.max_id + 1}"
+        )
+
+
+@dataclass(frozen=True)
+class TokenizedDataset:
+    """N examples as token ids, one ragged array per tokenizer (memory-mapped where the cache could be written).
+
+    labels: int32 [N], −100 for none. lengths: int32 [N], the longest of the tokenizers' for each example.
+    truncated: examples that were cut. fingerprint: sha256 over ids and labels.
+    """
+
+    encodings: tuple[Ragged, ...]
+    labels: np.ndarray
+    lengths: np.ndarray
+    truncated: int
+    max_length: int | None
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def tokenize(
+    rows: Rows,
+    tokenizers: Sequence[Tokenizer],
+    *,
+    max_length: int | None = None,
+    truncate: bool = False,
+    labels: np.ndarray | None = None,
+    cache_dir: Path | None = None,
+) -> TokenizedDataset:
+    """Tokenises all rows with every tokenizer, or finds that done before on disk.
+
+    Args:
+      rows: N rows of one text or a pair.
+      tokenizers: one or more different ones.
+      max_length: the most tokens an example may have, special tokens included (None: any number).
+      truncate: cut longer examples instead of refusing them.
+      labels: int32 [N] from `encode_labels`; left out, the rows' own labels encoded without names.
+      cache_dir: where tokens are kept (default: the user's cache).
+
+    Raises:
+      DataError: an example is longer than `max_length` and `truncate` is false.
+    """
+    if labels is None:
+        labels, _ = encode_labels(rows)
+    key = _cache_key(rows, tokenizers, max_length, truncate)
+
+    def build() -> tuple[tuple[Ragged, ...], int]:
+        built = [_encode_all(rows, tokenizer, max_length, truncate) for tokenizer in tokenizers]
+        return tuple(ragged for ragged, _ in built), max(cut for _, cut in built)
+
+    pad_ids = [tokenizer.pad_id for tokenizer in tokenizers]
+    encodings, truncated, digest = token_cache.load_or_build(key, build, pad_ids=pad_ids, cache_dir=cache_dir)
+    lengths = np.max([np.diff(encoding.offsets) for encoding in encodings], axis=0).astype(np.int32)
+    labels = np.ascontiguousarray(labels, np.int32)
+    fingerprint = hashlib.sha256(digest.encode() + labels.tobytes()).hexdigest()
+    return TokenizedDataset(encodings, labels, lengths, truncated, max_length, fingerprint)
+
+
+def _cache_key(rows: Rows, tokenizers: Sequence[Tokenizer], max_length: int | None, truncate: bool) -> str:
+    """Content hash of all that decides the tokens, the library that makes them included."""
+    import tokenizers as library
+
+    settings = [library.__version__, [tokenizer.fingerprint for tokenizer in tokenizers], max_length, truncate]
+    digest = hashlib.sha256(json.dumps([*settings, len(rows.texts), len(rows)]).encode())
+    for column in rows.texts:
+        for text in column:
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def _encode_all(rows: Rows, tokenizer: Tokenizer, max_length: int | None, truncate: bool) -> tuple[Ragged, int]:
+    """All rows' tokens, and how many rows had to be cut."""
+    first, pair = rows.texts[0], (rows.texts[1] if len(rows.texts) > 1 else None)
+    ragged = tokenizer.encode(first, pair)
+    lengths = np.diff(ragged.offsets)
+    long = np.flatnonzero(lengths > max_length) if max_length is not None else np.empty(0, np.int64)
+    if not len(long) or max_length is None:
+        return ragged, 0
+    if not truncate:
+        problems = [(int(rows.row_numbers[row]), f"{lengths[row]} tokens") for row in long]
+        advice = f"more than {max_length} tokens; cut them with data.truncate=true or raise data.max_length"
+        raise bad_rows_error(rows.source, rows.unit, problems, len(rows), advice)
+    try:
+        cut = tokenizer.encode_truncated(
+            [first[row] for row in long], None if pair is None else [pair[row] for row in long], max_length
+        )
+    except Exception as error:  # the library raises a bare Exception when not even the special tokens fit
+        raise DataError(f"{rows.source}: cannot be cut to max_length {max_length}: {error}") from error
+    return ragged.replace(long, cut), len(long)
