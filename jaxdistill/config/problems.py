@@ -58,11 +58,10 @@ def dotted(path: Iterable[str | int]) -> str:
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """`; did you mean 'X'?` for the closest candidate, or nothing if none is close."""
     names = list(candidates)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    # Shortened words (`acc`, `kl`) are too far off by the letters.
-    if len(word) > 1:
-        close = close or [name for name in names if name.endswith((f"_{word}", f"_{word}s"))]
-        close = close or [name for name in names if name.startswith(word)]
+    # Shortened words (`layers`, `acc`) are too far off by the letters.
+    close = [name for name in names if name.endswith((f"_{word}", f"_{word}s"))]
+    close = close or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = close or [name for name in names if len(word) > 1 and name.startswith(word)]
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
@@ -82,23 +81,21 @@ def from_validation(error: ValidationError, root: Any, raw: Any, *, prefix: Path
     Pydantic reports every member of a union that did not fit. Only those of the member that the value's kind (mapping,
     list, text) asks for are kept; a value whose kind no member takes gets one line that names them all.
     """
-    kept: list[Problem] = []
-    refused: dict[Path, str] = {}
+    problems = []
     for entry in error.errors(include_url=False):
         place = _locate(entry["loc"], root, raw)
-        if place.misfit:
-            refused.setdefault(place.path, f"got {shown(place.value)}; expected {describe(place.type)}")
-            continue
-        text = _wording(entry, place)
-        if text is not None:
-            kept.append(Problem(place.path, text, unknown_key=entry["type"] == "unexpected_keyword_argument"))
-    spoken_for = {problem.path[: len(path)] for problem in kept for path in refused}
-    kept += [Problem(path, text) for path, text in refused.items() if path not in spoken_for]
-    return [problem._replace(path=prefix + problem.path) for problem in kept]
+        text = _wording(entry, place) if place is not None else None
+        if place is not None and text is not None:
+            unknown_key = entry["type"] == "unexpected_keyword_argument"
+            problems.append(Problem(prefix + place.path, text, unknown_key=unknown_key))
+    return list(dict.fromkeys(problems))
 
 
 class _Place(NamedTuple):
-    """Where an error is: its path in the YAML, the type expected and the value found there, the dataclass around it."""
+    """Where an error is: its path in the YAML, the type expected and the value found there, the dataclass around it.
+
+    misfit: the type is a union, and the value is of a kind that none of its members takes.
+    """
 
     path: Path
     type: Any
@@ -107,8 +104,11 @@ class _Place(NamedTuple):
     misfit: bool = False
 
 
-def _locate(loc: Iterable[str | int], root: Any, raw: Any) -> _Place:
-    """Follow pydantic's `loc`, which mixes keys with names of union members, through the types."""
+def _locate(loc: Iterable[str | int], root: Any, raw: Any) -> _Place | None:
+    """Follow pydantic's `loc`, which mixes keys with names of union members, through the types.
+
+    None if the error is about another member of a union than the one that was meant.
+    """
     path: Path = ()
     kind, value, owner = _plain(root), raw, None
     for item in loc:
@@ -116,8 +116,10 @@ def _locate(loc: Iterable[str | int], root: Any, raw: Any) -> _Place:
             member = _tagged(kind, item)
             if member is None:
                 member = _member_for(kind, value)
-                if member is None or not _is_label_of(item, member):
+                if member is None:
                     return _Place(path, kind, value, owner, misfit=True)
+                if not _is_label_of(item, member):
+                    return None
             kind = _plain(member)
             continue
         owner, path = kind, (*path, item)
@@ -216,6 +218,8 @@ def _keys(kind: Any) -> list[str]:
 def _wording(entry: Any, place: _Place) -> str | None:
     """One pydantic error in our words; None if it only repeats another."""
     code, context, value = entry["type"], entry.get("ctx", {}), entry["input"]
+    if place.misfit:
+        return f"got {shown(place.value)}; expected {describe(place.type)}"
     if code == "unexpected_keyword_argument":
         keys = _keys(place.owner)
         hint = did_you_mean(str(place.path[-1]), keys) or f"; expected one of {', '.join(keys)}"
@@ -240,7 +244,7 @@ def _wording(entry: Any, place: _Place) -> str | None:
     if code == "string_pattern_mismatch":
         return f"got {shown(value)}; expected letters, digits, '_' and '-', beginning with a letter or digit"
     expected = _EXPECTED.get(code) or entry["msg"].removeprefix("Input should be ")
-    if code == "not_a_bool":
+    if code in ("not_a_bool", "model_attributes_type"):
         expected = describe(place.type)
     elif code.startswith(("greater_than", "less_than")):
         expected = f"{describe(place.type)} {expected}"

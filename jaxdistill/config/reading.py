@@ -93,7 +93,8 @@ for _first, _resolvers in _StrictLoader.yaml_implicit_resolvers.items():
 
 def dump_yaml(value: Any) -> str:
     """Plain values as YAML text that `parse_yaml`, and any other reader, reads back the same."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    # Without escapes PyYAML writes U+0085 and its like as line breaks, and reads them back as spaces.
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120)
 
 
 def _unshared(value: Any, count: Iterator[int]) -> Any:
