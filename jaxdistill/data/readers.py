@@ -81,7 +81,7 @@ def _read_delimited(path: Path, source: str, select: Select, *, delimiter: str, 
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
     # Bytes that are not UTF-8 become lone surrogates, which the row's own check finds; the lines stay countable.
     file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = _numbered(csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True))
+    rows = _numbered(csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True), source)
     try:
         _, header = next(rows, (1, None))
         if header is None:
@@ -118,8 +118,12 @@ def _header_columns(header: list[str] | str, source: str) -> list[str]:
     return columns
 
 
-def _numbered(reader: Any) -> Iterator[tuple[int, list[str] | str]]:
-    """Rows with the line each starts on; blank lines are passed over, malformed rows come as what is wrong."""
+def _numbered(reader: Any, source: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Rows with the line each starts on; blank lines are passed over, malformed rows come as what is wrong.
+
+    Raises:
+      DataError: a quotation mark that is never closed takes in several lines: nobody knows how many rows they were.
+    """
     while True:
         start = reader.line_num + 1
         try:
@@ -127,8 +131,15 @@ def _numbered(reader: Any) -> Iterator[tuple[int, list[str] | str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            reason = "a quoted field never ends" if "unexpected end of data" in str(error) else str(error)
-            yield start, f"malformed ({reason})"
+            never_ends = "unexpected end of data" in str(error)
+            reason = "a quoted field never ends" if never_ends else str(error)
+            span = f", lines {start} to {reader.line_num}" if reader.line_num > start else ""
+            if never_ends and span:
+                raise DataError(
+                    f"{source}: line {start}: {reason} and takes in all lines to the last, {reader.line_num}; close "
+                    'it, or write a quotation mark of the text itself as ""'
+                ) from error
+            yield start, f"malformed ({reason}{span})"
             continue
         if fields:
             yield start, fields

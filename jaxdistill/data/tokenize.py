@@ -45,8 +45,9 @@ class Tokenizer:
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
+        self._truncation_side = wrapped.truncation_side
         self._has_types = "token_type_ids" in wrapped.model_input_names
-        described = self._backend.to_str() + json.dumps([self.pad_id, self._has_types])
+        described = self._backend.to_str() + json.dumps([self.pad_id, self._has_types, self._truncation_side])
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
 
     def save(self, directory: str | Path) -> None:
@@ -71,7 +72,7 @@ class Tokenizer:
 
     def encode_truncated(self, texts: Sequence[str], pair: Sequence[str] | None, max_length: int) -> Ragged:
         """The same, with the longer of the two texts cut until the whole fits `max_length`."""
-        self._backend.enable_truncation(max_length, strategy="longest_first")
+        self._backend.enable_truncation(max_length, strategy="longest_first", direction=self._truncation_side)
         try:
             return self.encode(texts, pair)
         finally:

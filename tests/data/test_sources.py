@@ -82,7 +82,8 @@ BAD_ROWS = {
         (b"sentence,label\ngood,1\nbad,\nfine,0\n", "line 3: missing label"),
         (b"sentence,label\ngood,1\nbad,-1\nfine,0\n", "line 3: label -1 means unlabelled"),
         (b'sentence,label\n"go\nod",1\n"bad"!,-1\nfine,0\n', "line 4: malformed"),
-        (b'sentence,label\ngood,1\nfine,0\n"never,0\nends,1\n', "line 4: malformed (a quoted field never ends)"),
+        (b'sentence,label\ngood,1\nfine,0\n"never,0', "line 4: malformed (a quoted field never ends)"),
+        (b'sentence,label\ngood,1\n"bad\nand "x,0\nfine,0\n', "expected after '\"', lines 3 to 4)"),
         (b"sentence,label\ngood,1\nbad,1234567890\nfine,-3\nfine,0\n", "line 4: label -3: integers count"),
     ],
     "rows.tsv": [
@@ -163,6 +164,7 @@ def test_all_rows_bad_is_an_error_even_when_skipping(tmp_path: Path) -> None:
         ("rows.json", "[]", "empty; expected at least one row"),
         ("rows.csv", "sentence,label,label\nx,1,2\n", "'label' more than once"),
         ("rows.csv", "sentence,label\nx,1\n".encode("utf-16"), "not UTF-8"),
+        ("rows.csv", 'sentence,label\nx,1\n"y,0\nz,1\n', "line 3: a quoted field never ends and takes in all lines"),
         ("rows.json", '[{"sentence": "x"\n "label"]', "line 2"),
         ("rows.json", '{"sentence": "x"}\n{"sentence": "y"}', "belongs in a .jsonl file"),
         ("rows.json", b'[\n"\xff"]', "line 2: not UTF-8"),

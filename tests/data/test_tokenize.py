@@ -46,6 +46,15 @@ def test_same_tokens_as_transformers(
     assert dataset.truncated == sum(len(ids) > (max_length or 10**6) for ids in whole)
 
 
+def test_truncation_side_is_the_tokenizers_own(tokenizer_dir: Path, tmp_path: Path) -> None:
+    import transformers
+
+    wrapped = transformers.AutoTokenizer.from_pretrained(tokenizer_dir, truncation_side="left")
+    expected = wrapped(TEXTS, truncation=True, max_length=6)["input_ids"]
+    dataset = tokenize(make_rows(TEXTS), [Tokenizer(wrapped, "left")], max_length=6, truncate=True, cache_dir=tmp_path)
+    assert _lists(dataset.encodings[0]) == expected
+
+
 def test_too_long_is_an_error_unless_truncation_is_asked_for(tokenizer: Tokenizer, tmp_path: Path) -> None:
     rows = make_rows(["good", "good " * 20, "bad", "bad " * 30])
     with pytest.raises(DataError, match=r"made\.csv: 2 bad rows of 4; more than 10 tokens") as error:
