@@ -87,6 +87,6 @@ def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
 
 
 def _longest_batch(job: Job) -> dict[str, Any]:
-    """The batch that needs the most memory: evaluation order sorts by length."""
-    batches = data.eval_batches(job.train, batch_size=job.config.train.batch_size)
-    return max((batches[0], batches[-1]), key=lambda batch: batch["input_ids"].shape[1])
+    """The batch that needs the most memory: evaluation order begins with the longest."""
+    lengths = data.bucket_lengths(job.train, steps=job.total_steps)
+    return data.eval_batches(job.train, batch_size=job.config.train.batch_size, lengths=lengths)[0]

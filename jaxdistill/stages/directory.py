@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jaxdistill.atomic import atomic_write_json, atomic_write_text
-from jaxdistill.config import differences, resolved_dict
+from jaxdistill.config import differences, dump_yaml, read_yaml, resolved_dict
 from jaxdistill.config.schema import Run
 from jaxdistill.errors import CheckpointError, ConfigError, ExternalError
 
@@ -69,7 +67,7 @@ def settle_config(run: Run, directory: Path) -> None:
                 "choose another output_dir, or delete the directory",
                 *changed,
             )
-    atomic_write_text(path, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+    atomic_write_text(path, dump_yaml(new))
 
 
 def read_record(stage_directory: Path) -> dict[str, Any] | None:

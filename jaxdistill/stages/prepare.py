@@ -320,11 +320,18 @@ class Preparation:
         if student.warm_start is None:
             return params
         assert stage.warm_start_teacher is not None
-        source = self.teacher(stage.warm_start_teacher, survey.labelled)
-        params, lines = warm_start(survey.student, params, source.model, source.params, student.warm_start)
+        model, source = self._warm_start_source(stage.warm_start_teacher)
+        params, lines = warm_start(survey.student, params, model, source, student.warm_start)
         for line in lines:
             self.console.print(f"{stage.key}: {line}")
         return params
+
+    def _warm_start_source(self, reference: ResolvedTeacher) -> tuple[models.Model, Params]:
+        """The model that layers and embeddings are copied from: unlike a teacher, it needs no classifier."""
+        if reference.stage is not None:
+            source = self._load_stage(reference)
+            return source.model, source.params
+        return models.from_pretrained(self.inputs.directory(reference), task="classification")
 
     def _pretrained(self, survey: Survey, directory: Path) -> Params:
         stage = survey.stage

@@ -31,6 +31,7 @@ from jaxdistill.train.optimizer import build_optimizer
 from jaxdistill.train.progress import StageProgress
 from jaxdistill.train.state import init_state
 from jaxdistill.train.step import TrainStep, make_train_step
+from jaxdistill.tree import tree_digest
 from jaxdistill.typing import Params
 
 SMALLER_IS_BETTER = ("loss", "kl")
@@ -80,11 +81,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage leaves: the chosen checkpoint, its parameters, and what the training measured."""
+    """What a stage leaves: the chosen checkpoint's step, parameters and their digest, and what was measured."""
 
-    checkpoint: Path
     step: int
     params: Params
+    identity: str
     measured: dict[str, Any]
 
 
@@ -166,7 +167,7 @@ class _Loop:
         )
         key = jax.random.key(job.seed)
         self.done = 0
-        if self.checkpoints.steps():
+        if self.checkpoints.exists():
             template = jax.eval_shape(lambda: init_state(job.student.init(key), optimizer, jax.random.fold_in(key, 1)))
             restored = self.checkpoints.restore(template)
             state = restored.state
@@ -312,7 +313,8 @@ class _Loop:
             "skipped_steps": self.tally.skipped,
             "best_step": chosen,
         }
-        return Trained(path, chosen, load_params(path), measured)
+        params = load_params(path)
+        return Trained(chosen, params, tree_digest(params), measured)
 
     def close(self) -> None:
         """Flush what is open; a background save in flight is waited for."""
