@@ -61,19 +61,19 @@ class Objective:
           label terms; each term, unweighted, under its own name; `accuracy` over labelled rows where the student
           gives logits for a whole row.
         """
-        loss = dict.fromkeys(("kd", "ce"), jnp.float32(0))
+        loss: dict[str, Scalar] = {}
         metrics: Metrics = {}
         for term in self.terms:
             total = term.total(student, teachers, batch)
-            loss[term.group] += term.weight * total / jnp.maximum(counts[term.name], 1).astype(jnp.float32)
+            share = term.weight * total / jnp.maximum(counts[term.name], 1).astype(jnp.float32)
+            loss[term.group] = loss[term.group] + share if term.group in loss else share
             metrics[term.name] = (total, _float_count(term.where(batch)))
-        value = loss["kd"] + loss["ce"]
+        value = sum(loss.values(), start=jnp.float32(0))
         # weighing each batch's loss by its examples makes a mean over many batches one over examples
         examples = counts[_EXAMPLES].astype(jnp.float32)
         here = _float_count(real_examples(batch))
-        groups = {term.group for term in self.terms}
         metrics["loss"] = (value * examples, here)
-        metrics |= {group: (loss[group] * examples, here) for group in sorted(groups)}
+        metrics |= {group: (part * examples, here) for group, part in loss.items()}
         if "logits" in student:
             metrics["accuracy"] = _accuracy(student["logits"], batch)
         return value, metrics

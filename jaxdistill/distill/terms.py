@@ -156,11 +156,9 @@ class LogitMSE:
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
         where = self.where(batch)
-        share = 1.0 / sum(self.teacher_weights)
-        target = sum(
-            jnp.asarray(teacher["logits"], jnp.float32) * (weight * share)
-            for teacher, weight in zip(teachers, self.teacher_weights, strict=True)
-        )
+        logits = jnp.stack([teacher["logits"].astype(jnp.float32) for teacher in teachers])
+        shares = jnp.asarray(self.teacher_weights, jnp.float32) / sum(self.teacher_weights)
+        target = jnp.sum(shares.reshape(-1, *(1,) * (logits.ndim - 1)) * logits, axis=0)
         return losses.masked_sum_count(losses.logit_mse(student["logits"], target, where=where), where)[0]
 
 

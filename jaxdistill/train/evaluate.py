@@ -59,24 +59,26 @@ def evaluate_logits(
     """
     from sklearn.metrics import accuracy_score, f1_score
 
-    student_logits = np.asarray(student_logits, np.float32)
-    predictions = student_logits.argmax(-1)
+    student = np.asarray(student_logits, np.float32)
+    predictions = student.argmax(-1)
     results: dict[str, float] = {}
     if labels is not None:
         labels = np.asarray(labels)
-        _check_shape("labels", labels.shape, student_logits.shape[:1])
+        _check_shape("labels", labels.shape, student, axes=1)
         known = labels != IGNORED_LABEL
         if known.any():
             truth, guess = labels[known], predictions[known]
-            binary = student_logits.shape[-1] == 2
+            binary = student.shape[-1] == 2
             results["accuracy"] = float(accuracy_score(truth, guess))
-            results["f1"] = float(f1_score(truth, guess, average="binary" if binary else "macro", zero_division=0))
-            results["loss"] = _mean(losses.cross_entropy(jnp.asarray(student_logits[known]), jnp.asarray(truth)))
+            average = "binary" if binary else "macro"
+            f1 = f1_score(truth, guess, average=average, zero_division=0)  # pyright: ignore[reportArgumentType]
+            results["f1"] = float(f1)
+            results["loss"] = _mean(losses.cross_entropy(jnp.asarray(student[known]), jnp.asarray(truth)))
     if teacher_logits is not None:
-        teacher_logits = np.asarray(teacher_logits, np.float32)
-        _check_shape("teacher logits", teacher_logits.shape, student_logits.shape)
-        results["kl"] = _mean(losses.forward_kl(jnp.asarray(student_logits), jnp.asarray(teacher_logits)))
-        results["agreement"] = float(np.mean(predictions == teacher_logits.argmax(-1)))
+        teacher = np.asarray(teacher_logits, np.float32)
+        _check_shape("teacher logits", teacher.shape, student, axes=2)
+        results["kl"] = _mean(losses.forward_kl(jnp.asarray(student), jnp.asarray(teacher)))
+        results["agreement"] = float(np.mean(predictions == teacher.argmax(-1)))
     return results
 
 
@@ -85,6 +87,7 @@ def _mean(values: Float[Array, " N"]) -> float:
     return float(np.mean(np.asarray(values), dtype=np.float64))
 
 
-def _check_shape(what: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if got != expected:
-        raise ValueError(f"{what} of shape {list(got)} do not fit student logits of shape {list(expected)}")
+def _check_shape(what: str, got: tuple[int, ...], student: np.ndarray, *, axes: int) -> None:
+    """The shape is that of the first `axes` axes of the student's logits."""
+    if got != student.shape[:axes]:
+        raise ValueError(f"{what} of shape {list(got)} do not fit student logits of shape {list(student.shape)}")

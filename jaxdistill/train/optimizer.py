@@ -1,4 +1,4 @@
-"""AdamW, its learning-rate schedule and what it does not decay."""
+"""A stage's optimizer: AdamW, its learning-rate schedule, and what it does not decay."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import optax
 
 from jaxdistill.config.schema import TrainConfig
 from jaxdistill.errors import ConfigError
+from jaxdistill.train.adamw import GuardedTransformation, adamw
 from jaxdistill.typing import Params
 
-_NOT_DECAYED = frozenset({"bias", "scale"})
 
-
-def build_optimizer(train: TrainConfig, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def build_optimizer(train: TrainConfig, total_steps: int) -> tuple[GuardedTransformation, optax.Schedule]:
     """Clipping by global norm (if any) and AdamW with decoupled decay (arXiv:1711.05101), and its schedule.
 
     Args:
@@ -26,12 +25,16 @@ def build_optimizer(train: TrainConfig, total_steps: int) -> tuple[optax.Gradien
       ConfigError: the warm-up is as long as the stage.
     """
     schedule = build_schedule(train, total_steps)
-    adamw = optax.adamw(
-        schedule, b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay, mask=decay_mask
+    optimizer = adamw(
+        schedule,
+        b1=train.b1,
+        b2=train.b2,
+        eps=train.eps,
+        weight_decay=train.weight_decay,
+        decay_mask=decay_mask,
+        max_grad_norm=train.max_grad_norm,
     )
-    if train.max_grad_norm is None:
-        return adamw, schedule
-    return optax.chain(optax.clip_by_global_norm(train.max_grad_norm), adamw), schedule
+    return optimizer, schedule
 
 
 def build_schedule(train: TrainConfig, total_steps: int) -> optax.Schedule:
@@ -65,4 +68,9 @@ def decay_mask(params: Params) -> Params:
 
     Decided by name: layers are stacked, so a stack of biases is two-dimensional too.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in _NOT_DECAYED, params)
+
+    def decays(path, _) -> bool:
+        name = str(path[-1].key)
+        return not (name == "scale" or name.endswith("bias"))
+
+    return jax.tree_util.tree_map_with_path(decays, params)

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxdistill.parallel import make_mesh, replicated
+from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.typing import Params, PRNGKeyArray, Scalar
 
 
@@ -37,7 +38,10 @@ class TrainState:
 
 
 def init_state(
-    model_or_params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray, mesh: Mesh | None = None
+    model_or_params: Any,
+    optimizer: optax.GradientTransformation | GuardedTransformation,
+    key: PRNGKeyArray,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """A fresh `TrainState`, replicated over `mesh` and made under `jit`, so that the step compiles only once.
 
@@ -50,10 +54,10 @@ def init_state(
     """
     sharding = replicated(mesh if mesh is not None else make_mesh(devices=jax.devices()[:1]))
 
-    def build(params: Params | None, key: PRNGKeyArray) -> TrainState:
+    def build(given: Params | None, key: PRNGKeyArray) -> TrainState:
         init_key, train_key = jax.random.split(key)
         # jit hands an input that is returned unchanged back as the same buffer, hence the copy
-        params = model_or_params.init(init_key) if params is None else jax.tree.map(jnp.copy, params)
+        params = model_or_params.init(init_key) if given is None else jax.tree.map(jnp.copy, given)
         return TrainState(
             step=jnp.int32(0),
             params=params,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdistill.distill import Metrics, Objective, Teacher
 from jaxdistill.errors import ConfigError
 from jaxdistill.parallel import batch_sharding, check_divisible, make_mesh, put_batch, replicate, replicated
+from jaxdistill.train.adamw import GuardedTransformation, guarded
 from jaxdistill.train.state import TrainState
 from jaxdistill.typing import Batch, Params, Scalar
 
@@ -26,7 +27,7 @@ def make_train_step(
     student: Any,
     teachers: Sequence[Teacher] = (),
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | GuardedTransformation,
     mesh: Mesh | None = None,
     strategy: Literal["jit", "pmap"] = "jit",
     accumulate: int = 1,
@@ -38,7 +39,7 @@ def make_train_step(
       student: a `models.Model`.
       teachers: whose signals the objective reads, in the order of the `teacher_params` given to the step.
       objective: terms to loss and metrics.
-      optimizer: the whole update, clipping included.
+      optimizer: the whole update, clipping included; any Optax transformation, or `build_optimizer`'s.
       mesh: devices; the batch is split over its `data` axis, everything else is replicated. Default: the first device.
       strategy: `jit` over the mesh, or the same computation through `jax.pmap`.
       accumulate: micro-batches per update, scanned over inside the step; they are weighted by their real counts.
@@ -57,7 +58,7 @@ def make_train_step(
     if objective.teacher_outputs and not teachers:
         raise ConfigError(f"the loss reads {', '.join(objective.teacher_outputs)} of a teacher, but none was given")
     mesh = mesh if mesh is not None else make_mesh(devices=jax.devices()[:1])
-    program = _Program(student, tuple(teachers), objective, optimizer, accumulate)
+    program = _Program(student, tuple(teachers), objective, guarded(optimizer), accumulate)
     return TrainStep(program, mesh, strategy=strategy, donate=donate)
 
 
@@ -68,7 +69,7 @@ class _Program:
     student: Any
     teachers: tuple[Teacher, ...]
     objective: Objective
-    optimizer: optax.GradientTransformation
+    optimizer: GuardedTransformation
     accumulate: int
 
     def run(
@@ -117,18 +118,14 @@ class _Program:
 
 
 def _update(
-    optimizer: optax.GradientTransformation, state: TrainState, gradients: Params, loss: Scalar, metrics: Metrics
+    optimizer: GuardedTransformation, state: TrainState, gradients: Params, loss: Scalar, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
     """The next state: updated if loss and gradient are finite, else the old one counted as skipped."""
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    with jax.numpy_dtype_promotion("standard"):  # Optax mixes its counters' integers with floats
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, finite=finite, grad_norm=grad_norm)
     # a select fuses into the update's own pass over the parameters; a conditional would be a second pass
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-    )
+    params = jax.tree.map(lambda old, update: jnp.where(finite, old + update, old), state.params, updates)
     skipped = (~finite).astype(jnp.int32)
     metrics = metrics | {"grad_norm": (grad_norm, jnp.float32(1))}
     metrics = jax.tree.map(lambda value: jnp.where(finite, value, jnp.zeros_like(value)), metrics)

@@ -1,0 +1,223 @@
+"""A student's start from its teacher: chosen layers, and embeddings copied or reduced by a truncated SVD."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.config.schema import WarmStartConfig
+from jaxdistill.errors import ModelError
+from jaxdistill.models import EncoderConfig, Model, positions, select_layers, svd_factorise
+from jaxdistill.models.convert.save import fold_words
+from jaxdistill.typing import Array, Params
+
+
+def warm_start(
+    student_model: Model, student_params: Params, teacher_model: Model, teacher_params: Params, config: WarmStartConfig
+) -> tuple[dict[str, Any], list[str]]:
+    """The student's parameters with what `config` names taken from the teacher, and a line on each thing taken.
+
+    layers: student layer i (1-based) of L_s takes teacher layer i·L_t/L_s rounded to the nearest, ties up (`uniform`),
+    the first or last L_s, or those listed (0-based). With them come pooler, classifier and heads of the same shape.
+
+    embeddings: `copy` takes word, position and token-type tables and their norm. `svd` takes the directions of largest
+    variance of the teacher's centred word table: for a factorised table (bert_hash), scaled to unit standard deviation,
+    while its projection stays as initialised; for a narrower plain table, word, position and token-type tables are
+    projected on them and scaled to the standard deviation of the teacher's word table.
+
+    Args:
+      student_model, student_params: the fresh student.
+      teacher_model, teacher_params: whom to copy from.
+      config: what to copy.
+
+    Returns:
+      (parameters, report lines); nothing is modified in place, and float32 stays float32.
+
+    Raises:
+      ModelError: shapes that cannot be copied, saying which differ and what can be done.
+    """
+    params, lines = dict(student_params), []
+    if config.layers is not None:
+        lines += _copy_layers(params, student_model, teacher_model, teacher_params, config.layers)
+    if config.embeddings is not None:
+        _check_vocabulary(student_model.config, teacher_model.config)
+    if config.embeddings == "copy":
+        lines += _copy_embeddings(params, student_model.config, teacher_model.config, teacher_params)
+    if config.embeddings == "svd":
+        lines += _reduce_embeddings(params, student_model.config, teacher_model.config, teacher_params)
+    return params, lines
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def layer_indices(layers: str | tuple[int, ...], *, student: int, teacher: int) -> tuple[int, ...]:
+    """The teacher layer (0-based) that each of `student` layers takes from `teacher` ones.
+
+    Raises:
+      ModelError: the student has more layers than the teacher, or the list does not fit.
+    """
+    if not isinstance(layers, str):
+        if len(layers) != student or any(not 0 <= index < teacher for index in layers):
+            raise ModelError(
+                f"warm_start.layers: {list(layers)} must name one teacher layer in 0 … {teacher - 1} "
+                f"for each of the student's {student} layers"
+            )
+        return tuple(layers)
+    if student > teacher:
+        raise ModelError(
+            f"warm_start.layers: the student has {student} layers and the teacher only {teacher}; "
+            "list a teacher layer for each student layer, or leave `layers` out"
+        )
+    match layers:
+        case "first":
+            return tuple(range(student))
+        case "last":
+            return tuple(range(teacher - student, teacher))
+        case _:  # uniform; whole numbers, so that ties are exact
+            return tuple((2 * i * teacher + student) // (2 * student) - 1 for i in range(1, student + 1))
+
+
+def _copy_layers(
+    params: dict[str, Any], student: Model, teacher: Model, teacher_params: Params, layers: str | tuple[int, ...]
+) -> list[str]:
+    """Layers and, where shapes and meaning agree, what follows them."""
+    own, theirs = student.config, teacher.config
+    fields = ("hidden_size", "num_attention_heads", "intermediate_size")
+    different = [
+        f"{f} {getattr(own, f)} and {getattr(theirs, f)}" for f in fields if getattr(own, f) != getattr(theirs, f)
+    ]
+    if different:
+        raise ModelError(
+            f"warm_start.layers: student and teacher differ in {', '.join(different)}, so layers cannot be copied; "
+            "leave `layers` out, or give the student the teacher's widths"
+        )
+    count = own.num_hidden_layers
+    indices = layer_indices(layers, student=count, teacher=theirs.num_hidden_layers)
+    params["encoder"] = {**params["encoder"], "layers": _float32(select_layers(teacher_params, indices))}
+    how = layers if isinstance(layers, str) else "as listed"
+    lines = [f"layers 0 … {count - 1} from teacher layers {', '.join(map(str, indices))} ({how})"]
+    taken = []
+    for name in sorted(params.keys() - {"embeddings", "encoder"}):
+        # DistilBERT squashes its pooled output otherwise: the same numbers would mean something else there
+        if _same_head(own, theirs) and _shapes(params[name]) == _shapes(teacher_params.get(name)):
+            params[name] = _float32(teacher_params[name])
+            taken.append(name)
+    return [*lines, f"{' and '.join(taken)} copied"] if taken else lines
+
+
+def _same_head(own: EncoderConfig, theirs: EncoderConfig) -> bool:
+    return (own.model_type == "distilbert") == (theirs.model_type == "distilbert")
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(np.shape, tree)
+
+
+# --- embeddings ------------------------------------------------------------------------------------------------------
+
+
+def _check_vocabulary(own: EncoderConfig, theirs: EncoderConfig) -> None:
+    if own.vocab_size != theirs.vocab_size:
+        raise ModelError(
+            f"warm_start.embeddings: the student's vocabulary has {own.vocab_size} tokens and the teacher's "
+            f"{theirs.vocab_size}; embeddings can only be taken from a model with the same tokenizer"
+        )
+
+
+def _copy_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: EncoderConfig, teacher: Params) -> list[str]:
+    """Every table and the norm, as they are."""
+    if own.hidden_size != theirs.hidden_size:
+        raise ModelError(
+            f"warm_start.embeddings: copy needs equal widths, but hidden_size is {own.hidden_size} for the student and "
+            f"{theirs.hidden_size} for the teacher; use `embeddings: svd`, which projects the table"
+        )
+    embeddings = dict(params["embeddings"])
+    if own.model_type == "bert_hash":
+        if (own.model_type, own.projections) != (theirs.model_type, theirs.projections):
+            raise ModelError(
+                "warm_start.embeddings: copy cannot fill a factorised word table (bert_hash) from an ordinary one or "
+                "one of another `projections`; use `embeddings: svd`"
+            )
+        embeddings |= _float32({name: teacher["embeddings"][name] for name in ("word_table", "word_projection")})
+    else:
+        embeddings["word"] = jnp.asarray(_words(theirs, teacher))
+    position, token_type = _contexts(own, theirs, teacher)
+    _fill(embeddings, "position", position, start=_first_position(own))
+    if token_type is not None and "token_type" in embeddings:
+        _fill(embeddings, "token_type", token_type)
+    embeddings["norm"] = _float32(teacher["embeddings"]["norm"])
+    params["embeddings"] = embeddings
+    return ["embeddings copied"]
+
+
+def _reduce_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: EncoderConfig, teacher: Params) -> list[str]:
+    """Tables in the coordinates of the teacher's largest-variance directions."""
+    table = _words(theirs, teacher)
+    width = own.projections if own.model_type == "bert_hash" else own.hidden_size
+    if width > theirs.hidden_size:
+        raise ModelError(
+            f"warm_start.embeddings: svd can only narrow, but the student's table is {width} wide and the teacher's "
+            f"hidden_size is {theirs.hidden_size}; leave `embeddings` out"
+        )
+    left, right, _ = svd_factorise(table, width)
+    embeddings = dict(params["embeddings"])
+    if own.model_type == "bert_hash":
+        embeddings["word_table"] = jnp.asarray(left)
+        params["embeddings"] = embeddings
+        return [f"word table from the {width} largest directions of the teacher's, unit standard deviation"]
+    deviations = np.linalg.norm(right, axis=1)
+    words = left * deviations
+    scale = np.std(table) / np.std(words)
+    onto = (right / deviations[:, None]).T * scale
+    embeddings["word"] = jnp.asarray(words * scale)
+    position, token_type = _contexts(own, theirs, teacher)
+    _fill(embeddings, "position", position @ onto, start=_first_position(own))
+    if token_type is not None and "token_type" in embeddings:
+        _fill(embeddings, "token_type", token_type @ onto)
+    params["embeddings"] = embeddings
+    return [f"embeddings from the {width} largest directions of the teacher's {theirs.hidden_size}"]
+
+
+def _words(config: EncoderConfig, params: Params) -> np.ndarray:
+    """The word table [V, D], a factorised one multiplied out; float32."""
+    if config.model_type == "bert_hash":
+        return fold_words(params)
+    return np.asarray(params["embeddings"]["word"], np.float32)
+
+
+def _contexts(own: EncoderConfig, theirs: EncoderConfig, teacher: Params) -> tuple[np.ndarray, np.ndarray | None]:
+    """The teacher's position table from position 0 on, and its token-type table.
+
+    A student without token types gets the teacher's first type added to its positions: the same sum for every token.
+    """
+    position = np.asarray(teacher["embeddings"]["position"], np.float32)
+    position = position[_first_position(theirs) :]
+    token_type = teacher["embeddings"].get("token_type")
+    if token_type is None:
+        return position, None
+    token_type = np.asarray(token_type, np.float32)
+    return (position, token_type) if own.type_vocab_size else (position + token_type[0], None)
+
+
+def _first_position(config: EncoderConfig) -> int:
+    """Row of position 0 (RoBERTa's table starts with rows for padding)."""
+    return config.max_position_embeddings - positions(config)
+
+
+def _fill(embeddings: dict[str, Any], name: str, rows: np.ndarray, *, start: int = 0) -> None:
+    """Rows of a table replaced from `start` on; the student may have more or fewer than are given."""
+    table = np.array(embeddings[name], np.float32)
+    count = min(len(table) - start, len(rows))
+    table[start : start + count] = rows[:count]
+    embeddings[name] = jnp.asarray(table)
+
+
+def _float32(tree: Any) -> Any:
+    def convert(leaf: Array) -> Array:
+        return jnp.array(leaf, jnp.float32)
+
+    return jax.tree.map(convert, tree)

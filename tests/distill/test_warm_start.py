@@ -1,0 +1,164 @@
+"""A student's start from its teacher: which layers, which tables, and what cannot be copied."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdistill import models
+from jaxdistill.config.schema import WarmStartConfig
+from jaxdistill.distill.warm_start import layer_indices, warm_start
+from jaxdistill.errors import ModelError
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 12,
+}
+
+
+def make(model_type="bert", seed=0, **shape):
+    model = models.build({"model_type": model_type, **SHAPE, **shape}, num_labels=shape.pop("num_labels", 2))
+    params = model.init(jax.random.key(seed))
+    # biases and norms start as constants: random values show what was really copied
+    keys = iter(jax.random.split(jax.random.key(seed + 100), 100))
+    return model, jax.tree.map(lambda x: x + jax.random.normal(next(keys), x.shape), params)
+
+
+TEACHER, TEACHER_PARAMS = make()
+IDS = np.random.default_rng(0).integers(0, 40, (3, 8)).astype(np.int32)
+BATCH = {"input_ids": IDS, "attention_mask": np.ones_like(IDS), "token_type_ids": np.zeros_like(IDS)}
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(
+    ("layers", "student", "teacher", "expected"),
+    [
+        ("uniform", 4, 12, (2, 5, 8, 11)),
+        ("uniform", 2, 6, (2, 5)),
+        ("uniform", 4, 6, (1, 2, 4, 5)),  # 1.5 and 4.5 are ties: up
+        ("uniform", 6, 6, (0, 1, 2, 3, 4, 5)),
+        ("uniform", 5, 6, (0, 1, 3, 4, 5)),  # 1.2 2.4 3.6 4.8 6
+        ("first", 2, 6, (0, 1)),
+        ("last", 2, 6, (4, 5)),
+        ((0, 2, 4, 7, 9, 11), 6, 12, (0, 2, 4, 7, 9, 11)),
+    ],
+)
+def test_layer_maps(layers, student, teacher, expected):
+    assert layer_indices(layers, student=student, teacher=teacher) == expected
+
+
+def test_layers_and_embeddings_of_equal_shape_make_an_equal_model():
+    student, params = make(seed=1)
+    started, lines = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig("uniform", "copy"))
+    same(started, TEACHER_PARAMS)
+    assert lines == [
+        "layers 0 … 5 from teacher layers 0, 1, 2, 3, 4, 5 (uniform)",
+        "classifier and pooler copied",
+        "embeddings copied",
+    ]
+
+
+def test_the_chosen_layers_are_copied_and_the_rest_stays():
+    student, params = make(seed=1, num_hidden_layers=2)
+    started, _ = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig(layers=(1, 4)))
+    layers = TEACHER_PARAMS["encoder"]["layers"]
+    same(started["encoder"]["layers"], jax.tree.map(lambda x: x[np.array([1, 4])], layers))
+    same(started["embeddings"], params["embeddings"])
+
+
+def test_a_classifier_of_other_labels_is_not_copied():
+    student, params = make(seed=1, num_labels=5)
+    started, lines = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig(layers="uniform"))
+    same(started["classifier"], params["classifier"])
+    assert lines[1] == "pooler copied"
+
+
+def test_distilbert_from_bert_computes_the_same_hidden_states():
+    """DistilBERT has no token types: BERT's first type moves into the positions."""
+    student, params = make("distilbert", seed=1)
+    started, lines = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig("uniform", "copy"))
+    mine = student.apply(started, BATCH, ("last_hidden",))["last_hidden"]
+    theirs = TEACHER.apply(TEACHER_PARAMS, BATCH, ("last_hidden",))["last_hidden"]
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert not any("pooler" in line for line in lines)  # it squashes with ReLU, BERT with tanh
+
+
+def test_bert_from_bert_hash_gets_the_folded_table():
+    teacher, teacher_params = make("bert_hash", seed=2, projections=5)
+    student, params = make(seed=1)
+    started, _ = warm_start(student, params, teacher, teacher_params, WarmStartConfig("uniform", "copy"))
+    mine = student.apply(started, BATCH)["logits"]
+    np.testing.assert_allclose(mine, teacher.apply(teacher_params, BATCH)["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_shorter_student_takes_the_first_positions():
+    student, params = make(seed=1, max_position_embeddings=8)
+    started, _ = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig(embeddings="copy"))
+    same(started["embeddings"]["position"], TEACHER_PARAMS["embeddings"]["position"][:8])
+
+
+def test_robertas_positions_start_after_its_padding():
+    teacher, teacher_params = make("roberta", seed=2, pad_token_id=1, type_vocab_size=1)
+    student, params = make(seed=1, type_vocab_size=1)
+    started, _ = warm_start(student, params, teacher, teacher_params, WarmStartConfig(embeddings="copy"))
+    same(started["embeddings"]["position"][:10], teacher_params["embeddings"]["position"][2:])
+    same(started["embeddings"]["position"][10:], params["embeddings"]["position"][10:])
+
+
+def test_svd_fills_a_factorised_table_with_centred_unit_directions():
+    student, params = make("bert_hash", seed=1, hidden_size=10, projections=3)
+    started, lines = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig(embeddings="svd"))
+    table = np.asarray(started["embeddings"]["word_table"], np.float64)
+    np.testing.assert_allclose(table.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(table.T @ table / 40, np.eye(3), atol=1e-5)
+    words = np.asarray(TEACHER_PARAMS["embeddings"]["word"], np.float64)
+    u = np.linalg.svd(words - words.mean(0), full_matrices=False)[0][:, :3]
+    np.testing.assert_allclose(np.abs(u.T @ table / np.sqrt(40)), np.eye(3), atol=1e-5)
+    same(started["embeddings"]["word_projection"], params["embeddings"]["word_projection"])
+    assert lines == ["word table from the 3 largest directions of the teacher's, unit standard deviation"]
+
+
+def test_svd_narrows_every_table_with_one_map():
+    student, params = make(seed=1, hidden_size=10)
+    started, _ = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig(embeddings="svd"))
+    mine, theirs = started["embeddings"], TEACHER_PARAMS["embeddings"]
+    words = np.asarray(theirs["word"], np.float64)
+    np.testing.assert_allclose(np.std(mine["word"]), np.std(words), rtol=1e-5)
+    directions = np.linalg.svd(words - words.mean(0), full_matrices=False)[2][:10].T
+    scale = np.std(words) / np.std((words - words.mean(0)) @ directions)
+    for name in ("position", "token_type"):
+        gram = np.asarray(mine[name], np.float64) @ np.asarray(mine["word"], np.float64).T
+        expected = np.asarray(theirs[name]) @ directions @ directions.T @ (words - words.mean(0)).T * scale**2
+        np.testing.assert_allclose(gram, expected, rtol=1e-4, atol=1e-4)  # whatever the signs of the directions
+    same(mine["norm"], params["embeddings"]["norm"])
+
+
+@pytest.mark.parametrize(
+    ("student", "config", "message"),
+    [
+        (
+            {"hidden_size": 10},
+            WarmStartConfig(embeddings="copy"),
+            r"10 for the student and 16 .* use `embeddings: svd`",
+        ),
+        ({"hidden_size": 18}, WarmStartConfig(embeddings="svd"), r"svd can only narrow, .* 18 wide .* is 16"),
+        ({"vocab_size": 41}, WarmStartConfig(embeddings="svd"), r"41 tokens and the teacher's 40"),
+        ({"model_type": "bert_hash"}, WarmStartConfig(embeddings="copy"), r"factorised .* use `embeddings: svd`"),
+        ({"intermediate_size": 8}, WarmStartConfig(layers="first"), r"differ in intermediate_size 8 and 32"),
+        ({"num_hidden_layers": 7}, WarmStartConfig(layers="uniform"), r"has 7 layers and the teacher only 6"),
+        ({"num_hidden_layers": 2}, WarmStartConfig(layers=(0, 6)), r"\[0, 6\] .* in 0 … 5 .* student's 2 layers"),
+        ({"num_hidden_layers": 2}, WarmStartConfig(layers=(0, 1, 2)), r"student's 2 layers"),
+    ],
+)
+def test_what_cannot_be_copied_is_said(student, config, message):
+    model, params = make(seed=1, **student)
+    with pytest.raises(ModelError, match=message):
+        warm_start(model, params, TEACHER, TEACHER_PARAMS, config)
