@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-_WIDTH, _HEIGHT = 196, 66
-_GAP_X, _GAP_Y = 64, 22
+_WIDTH, _HEIGHT = 186, 66
+_GAP_X, _GAP_Y = 44, 22
 _MARGIN = 8
 _LANE = 18  # height of a place where an edge only passes by
 
@@ -137,9 +137,9 @@ def _edge(path: list[_Place]) -> str:
 
 def _box(place: _Place, node: Node) -> str:
     x, y = place.x, place.y
-    text = [f'<text class="name" x="{x + 12}" y="{y + 23:.1f}">{escape(_cut(node.label, 23))}</text>']
+    text = [f'<text class="name" x="{x + 11}" y="{y + 23:.1f}">{escape(_cut(node.label, 20))}</text>']
     for index, line in enumerate(node.lines[:2]):
-        text.append(f'<text class="detail" x="{x + 12}" y="{y + 41 + 16 * index:.1f}">{escape(_cut(line, 29))}</text>')
+        text.append(f'<text class="detail" x="{x + 11}" y="{y + 41 + 16 * index:.1f}">{escape(_cut(line, 29))}</text>')
     title = escape(node.title or " · ".join((node.name, *node.lines)))
     return (
         f'<g class="node node-{node.kind}"><title>{title}</title>'

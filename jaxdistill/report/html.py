@@ -219,9 +219,11 @@ def _notes(rows: Sequence[Row]) -> str:
 
 
 def _curves(rows: Sequence[Row], metrics: Metrics) -> str:
+    """A card for every stage that has logged something, in the order of the summary, its seeds likewise."""
+    order = [f"{row.name}/seed-{member.seed}" for row in rows for member in row.members]
     stages: dict[str, list[str]] = {row.name: [] for row in rows}
-    for key, logged in metrics.items():
-        if logged:
+    for key in sorted(metrics, key=lambda key: order.index(key) if key in order else len(order)):
+        if metrics[key]:
             stages.setdefault(key.partition("/")[0], []).append(key)
     best = {row.name: (row.members or (row,))[0].train.get("best_step") for row in rows}
     cards = [_card(name, {key: metrics[key] for key in keys}, best.get(name)) for name, keys in stages.items() if keys]

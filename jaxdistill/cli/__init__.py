@@ -1,0 +1,5 @@
+"""The command line: `jaxdistill COMMAND`."""
+
+from jaxdistill.cli.app import main
+
+__all__ = ["main"]

