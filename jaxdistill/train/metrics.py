@@ -1,0 +1,153 @@
+"""Training curves: metrics fetched from the device in one go, and written to metrics.jsonl, TensorBoard and W&B."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from jaxdistill import atomic
+from jaxdistill.errors import ConfigError
+
+
+def fetch(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> tuple[dict[str, float], np.ndarray]:
+    """Bring the metrics of several steps to the host in one transfer: the only wait for the device between two logs.
+
+    Args:
+      metrics: for each step, name -> (sum, count) on the device, with `skipped` among them.
+
+    Returns:
+      name -> Σ sum / Σ count (NaN where nothing was counted), without `skipped`; and bool [steps], which were skipped.
+    """
+    on_host = jax.device_get(list(metrics))
+    names = dict.fromkeys(name for step in on_host for name in step if name != "skipped")
+    means = {}
+    for name in names:
+        pairs = np.array([step[name] for step in on_host if name in step], dtype=np.float64)
+        total, count = pairs.sum(axis=0)
+        means[name] = float(total / count) if count else math.nan
+    return means, np.array([bool(step["skipped"][0]) for step in on_host], dtype=bool)
+
+
+class MetricsWriter:
+    """Writes a stage's curves. Use as a context manager, or `close()` at the end.
+
+    DIRECTORY/metrics.jsonl gets one JSON object a row, {"step", "kind", values…}, with null for NaN and infinities;
+    it is flushed row by row. DIRECTORY/tensorboard gets the same as KIND/NAME. On a resume, what was logged after the
+    checkpoint is dropped everywhere (in W&B, which cannot forget, it is overdrawn: `step` is the x axis there).
+
+    Args:
+      directory: of the stage.
+      tensorboard: also write TensorBoard files.
+      wandb: W&B project, or None.
+      run_name: what W&B calls the run.
+      resume_step: step of the checkpoint that is continued from; 0 is a fresh start.
+
+    Raises:
+      ConfigError: W&B is asked for and not installed.
+      ExternalError: the directory cannot be written.
+    """
+
+    def __init__(
+        self, directory: Path, *, tensorboard: bool, wandb: str | None, run_name: str, resume_step: int
+    ) -> None:
+        self._path = Path(directory) / "metrics.jsonl"
+        self._wandb = None if wandb is None else _start_wandb(Path(directory), project=wandb, name=run_name)
+        self._tensorboard = _start_tensorboard(Path(directory), resume_step=resume_step) if tensorboard else None
+        with atomic.disk_errors(self._path, doing="write"):
+            atomic.atomic_write_text(self._path, "".join(_rows_until(self._path, resume_step)))
+            self._file = self._path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Log `values` of one step; `kind` is `train`, `validation`, …
+
+        Raises:
+          ExternalError: the disk is full.
+        """
+        with atomic.disk_errors(self._path, doing="write"):
+            self._file.write(atomic.json_text({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+        named = {f"{kind}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        if self._tensorboard is not None:
+            for name, value in named.items():
+                self._tensorboard.add_scalar(name, value, global_step=step)
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **named})
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def require_wandb() -> Any:
+    """The `wandb` module.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError(
+            "logging.wandb: the wandb package is not installed; `pip install 'jaxdistill[wandb]'` or leave "
+            "logging.wandb out"
+        ) from error
+    return wandb
+
+
+def _rows_until(path: Path, resume_step: int) -> list[str]:
+    """The whole rows of an earlier start up to `resume_step`; a row torn by a kill is not among them."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return rows
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n") and isinstance(row, dict) and row.get("step", math.inf) <= resume_step:
+            rows.append(line)
+    return rows
+
+
+def _start_tensorboard(directory: Path, *, resume_step: int) -> Any:
+    """A writer whose first event tells TensorBoard to forget what an earlier start logged after `resume_step`."""
+    from tensorboardX import SummaryWriter
+
+    with atomic.disk_errors(directory / "tensorboard", doing="write"):
+        # the suffix: TensorBoard files are named by the second, and a quick resume must not overwrite the first
+        return SummaryWriter(
+            str(directory / "tensorboard"), purge_step=resume_step + 1, filename_suffix=f".{resume_step}"
+        )
+
+
+def _start_wandb(directory: Path, *, project: str, name: str) -> Any:
+    """The W&B run of this stage directory, continued if it has been begun."""
+    wandb = require_wandb()
+    path = directory / "wandb-id"
+    if not path.exists():
+        atomic.atomic_write_text(path, uuid.uuid4().hex[:12])
+    run = wandb.init(project=project, name=name, id=path.read_text(encoding="utf-8"), resume="allow", dir=directory)
+    run.define_metric("*", step_metric="step")
+    return run
