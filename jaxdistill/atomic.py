@@ -15,6 +15,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,16 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def append(file: FileIO, data: bytes) -> None:
+    """Append all of `data` to an unbuffered file: a disk that fills up takes a part of it and fails at the rest.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    while data:
+        data = data[file.write(data) :]
 
 
 @contextmanager

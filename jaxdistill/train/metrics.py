@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxdistill import atomic
 from jaxdistill.errors import ConfigError
+from jaxdistill.train.tensorboard import EventFile
 
 
 def fetch(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> tuple[dict[str, float], np.ndarray]:
@@ -39,9 +40,9 @@ def fetch(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> tuple[dict[str, f
 class MetricsWriter:
     """Writes a stage's curves. Use as a context manager, or `close()` at the end.
 
-    DIRECTORY/metrics.jsonl gets one JSON object a row, {"step", "kind", values…}, with null for NaN and infinities;
-    it is flushed row by row. DIRECTORY/tensorboard gets the same as KIND/NAME. On a resume, what was logged after the
-    checkpoint is dropped everywhere (in W&B, which cannot forget, it is overdrawn: `step` is the x axis there).
+    DIRECTORY/metrics.jsonl gets one JSON object a row, {"step", "kind", values…}, with null for NaN and infinities.
+    DIRECTORY/tensorboard gets the same as KIND/NAME. A row is in the files when `write` returns. On a resume, what was
+    logged after the checkpoint is dropped (in W&B, which cannot forget, it is drawn again: `step` is the x axis there).
 
     Args:
       directory: of the stage.
@@ -60,10 +61,10 @@ class MetricsWriter:
     ) -> None:
         self._path = Path(directory) / "metrics.jsonl"
         self._wandb = None if wandb is None else _start_wandb(Path(directory), project=wandb, name=run_name)
-        self._tensorboard = _start_tensorboard(Path(directory), resume_step=resume_step) if tensorboard else None
+        self._tensorboard = EventFile(Path(directory) / "tensorboard", resume_step=resume_step) if tensorboard else None
         with atomic.disk_errors(self._path, doing="write"):
             atomic.atomic_write_text(self._path, "".join(_rows_until(self._path, resume_step)))
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -80,12 +81,10 @@ class MetricsWriter:
           ExternalError: the disk is full.
         """
         with atomic.disk_errors(self._path, doing="write"):
-            self._file.write(atomic.json_text({"step": step, "kind": kind, **values}) + "\n")
-            self._file.flush()
+            atomic.append(self._file, (atomic.json_text({"step": step, "kind": kind, **values}) + "\n").encode())
         named = {f"{kind}/{name}": value for name, value in values.items() if math.isfinite(value)}
         if self._tensorboard is not None:
-            for name, value in named.items():
-                self._tensorboard.add_scalar(name, value, global_step=step)
+            self._tensorboard.write(step, named)
         if self._wandb is not None:
             self._wandb.log({"step": step, **named})
 
@@ -129,17 +128,6 @@ def _rows_until(path: Path, resume_step: int) -> list[str]:
         if line.endswith("\n") and isinstance(row, dict) and row.get("step", math.inf) <= resume_step:
             rows.append(line)
     return rows
-
-
-def _start_tensorboard(directory: Path, *, resume_step: int) -> Any:
-    """A writer whose first event tells TensorBoard to forget what an earlier start logged after `resume_step`."""
-    from tensorboardX import SummaryWriter
-
-    with atomic.disk_errors(directory / "tensorboard", doing="write"):
-        # the suffix: TensorBoard files are named by the second, and a quick resume must not overwrite the first
-        return SummaryWriter(
-            str(directory / "tensorboard"), purge_step=resume_step + 1, filename_suffix=f".{resume_step}"
-        )
 
 
 def _start_wandb(directory: Path, *, project: str, name: str) -> Any:
