@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from jaxdistill.models.build import Model, build, parameter_bytes, parameter_count, parameter_shapes
+from jaxdistill.models.build import (
+    Model,
+    build,
+    parameter_bytes,
+    parameter_count,
+    parameter_shapes,
+)
 from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
+from jaxdistill.models.encoder import stack_layers, unstack_layers
 from jaxdistill.models.hub import resolve
 from jaxdistill.models.surgery import select_layers, svd_factorise
 
@@ -23,5 +30,7 @@ __all__ = [
     "resolve",
     "save_pretrained",
     "select_layers",
+    "stack_layers",
     "svd_factorise",
+    "unstack_layers",
 ]

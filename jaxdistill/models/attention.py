@@ -15,11 +15,21 @@ from jaxdistill.typing import Array, Float
 class SelfAttention(nnx.Module):
     """Bidirectional self-attention; qkv kernel [D, 3, N, H], output kernel [N, H, D]."""
 
-    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        width, heads, size = config.hidden_size, config.num_attention_heads, config.head_size
+    def __init__(
+        self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        width, heads, size = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.head_size,
+        )
         stddev = config.initializer_range
-        self.qkv = Dense((width,), (3, heads, size), stddev=stddev, dtype=dtype, rngs=rngs)
-        self.output = Dense((heads, size), (width,), stddev=stddev, dtype=dtype, rngs=rngs)
+        self.qkv = Dense(
+            (width,), (3, heads, size), stddev=stddev, dtype=dtype, rngs=rngs
+        )
+        self.output = Dense(
+            (heads, size), (width,), stddev=stddev, dtype=dtype, rngs=rngs
+        )
         self.rate = config.attention_probs_dropout_prob
         self.dtype = dtype
 
@@ -38,10 +48,14 @@ class SelfAttention(nnx.Module):
         first_only computes the query of position 0 alone (Q = 1); keys and values are of every position.
         """
         query, key, value = self._project(x, first_only=first_only)
-        scores = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32
+        )
         scores = scores * query.shape[-1] ** -0.5
         attentions = jax.nn.softmax(scores + bias, axis=-1)
-        kept = dropout(attentions, seeds, rate=self.rate, site=Site.ATTENTION, layer=layer).astype(self.dtype)
+        kept = dropout(
+            attentions, seeds, rate=self.rate, site=Site.ATTENTION, layer=layer
+        ).astype(self.dtype)
         context = jnp.einsum("bnqk,bknh->bqnh", kept, value)
         signals = {"attentions": attentions, "attention_scores": scores}
         signals = {name: value for name, value in signals.items() if name in wanted}
@@ -63,4 +77,6 @@ class SelfAttention(nnx.Module):
 def attention_bias(attention_mask: Array) -> Float[Array, "B 1 1 S"]:
     """0 where the mask is set and the most negative finite float32 elsewhere, so an all-masked row stays finite."""
     lowest = jnp.finfo(jnp.float32).min
-    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, lowest).astype(jnp.float32)
+    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, lowest).astype(
+        jnp.float32
+    )

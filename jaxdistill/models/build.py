@@ -15,6 +15,7 @@ from jaxdistill.errors import ModelError
 from jaxdistill.models.bert import ClassifierNetwork, MaskedLMNetwork
 from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
 from jaxdistill.models.dropout import example_seeds
+from jaxdistill.models.encoder import Layers
 from jaxdistill.models.outputs import Outputs, parse
 from jaxdistill.typing import Batch, Params, PRNGKeyArray, Signals
 
@@ -40,11 +41,17 @@ class Model:
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Fresh float32 parameters: normal kernels and tables (initializer_range), zero biases. Can be jitted."""
-        network = TASKS[self.task](self.config, dtype=self.dtype, rngs=nnx.Rngs(params=key))
+        network = TASKS[self.task](
+            self.config, dtype=self.dtype, rngs=nnx.Rngs(params=key)
+        )
         return nnx.to_pure_dict(nnx.state(network, nnx.Param))
 
     def apply(
-        self, params: Params, batch: Batch, outputs: Outputs = ("logits",), key: PRNGKeyArray | None = None
+        self,
+        params: Params,
+        batch: Batch,
+        outputs: Outputs = ("logits",),
+        key: PRNGKeyArray | None = None,
     ) -> Signals:
         """The signals asked for, by name; nothing else is computed or kept.
 
@@ -69,10 +76,21 @@ class Model:
                 "set max_length (and truncate) so that sequences fit"
             )
         if key is not None and "example_id" not in batch:
-            raise ModelError("batch: dropout needs example_id [B], from which each example's masks are drawn")
+            raise ModelError(
+                "batch: dropout needs example_id [B], from which each example's masks are drawn"
+            )
         seeds = None if key is None else example_seeds(key, batch["example_id"])
-        network = nnx.merge(_graphdef(self), nnx.State(params))
-        return network(batch, request=request, seeds=seeds)
+        outer, layer = _graphdefs(self)
+        network = nnx.merge(
+            outer,
+            nnx.State(
+                {name: leaf for name, leaf in params.items() if name != "encoder"}
+            ),
+        )
+        layers = Layers(
+            layer, params["encoder"]["layers"], self.config.num_hidden_layers
+        )
+        return network(batch, layers, request=request, seeds=seeds)
 
 
 def build(
@@ -94,7 +112,9 @@ def build(
     """
     config = config if isinstance(config, EncoderConfig) else config_from_hf(config)
     if task not in TASKS:
-        raise ModelError(f"task: {task!r} is not supported; encoders are built for {', '.join(TASKS)}")
+        raise ModelError(
+            f"task: {task!r} is not supported; encoders are built for {', '.join(TASKS)}"
+        )
     if task == "masked_lm" and not config.tie_word_embeddings:
         raise ModelError(
             "tie_word_embeddings: false is not supported for masked_lm, whose decoder is the word embedding"
@@ -105,17 +125,23 @@ def build(
         config = config.with_labels(num_labels)
     dtype = jnp.dtype(dtype)
     if dtype.name not in COMPUTE_DTYPES:
-        raise ModelError(f"dtype: {dtype.name} is not supported; compute in {' or '.join(COMPUTE_DTYPES)}")
+        raise ModelError(
+            f"dtype: {dtype.name} is not supported; compute in {' or '.join(COMPUTE_DTYPES)}"
+        )
     return Model(config=config, task=task, dtype=dtype)
 
 
 @lru_cache(maxsize=64)
-def _graphdef(model: Model) -> Any:
-    """The network's structure without its arrays."""
+def _graphdefs(model: Model) -> tuple[Any, Any]:
+    """Structures without arrays: of the network outside its layers, and of one layer."""
     network = nnx.eval_shape(
-        lambda: TASKS[model.task](model.config, dtype=model.dtype, rngs=nnx.Rngs(params=jax.random.key(0)))
+        lambda: TASKS[model.task](
+            model.config, dtype=model.dtype, rngs=nnx.Rngs(params=jax.random.key(0))
+        )
     )
-    return nnx.split(network)[0]
+    layer = nnx.split(network.encoder.layers)[0]
+    del network.encoder
+    return nnx.split(network)[0], layer
 
 
 def parameter_shapes(model: Model) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,13 @@ class Dense(nnx.Module):
     """x · kernel + bias over the last `contract` axes of x; kernel [*inputs, *outputs], bias [*outputs]."""
 
     def __init__(
-        self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, stddev: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        stddev: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ) -> None:
         self.kernel = nnx.Param(normal(rngs, (*inputs, *outputs), stddev))
         self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
@@ -25,10 +32,18 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         """Inputs and outputs of several axes are computed as one matrix product."""
-        return affine(x, self.kernel[...], self.bias[...], contract=self.contract, dtype=self.dtype)
+        return affine(
+            x,
+            self.kernel[...],
+            self.bias[...],
+            contract=self.contract,
+            dtype=self.dtype,
+        )
 
 
-def affine(x: Array, kernel: Array, bias: Array, *, contract: int = 1, dtype: jnp.dtype) -> Array:
+def affine(
+    x: Array, kernel: Array, bias: Array, *, contract: int = 1, dtype: jnp.dtype
+) -> Array:
     """x [*B, *I] · kernel [*I, *O] + bias [*O] in `dtype`, as one matrix product."""
     batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
     width = math.prod(kernel.shape[:contract])
@@ -47,12 +62,37 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """(x − mean) / √(variance + eps) · scale + bias."""
-        x = x.astype(jnp.float32)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.eps)
         shape = (1,) * (x.ndim - 1) + (-1,)
-        return (normed * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(self.dtype)
+        normed = _standardise(x.astype(jnp.float32), self.eps)
+        return (
+            normed * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)
+        ).astype(self.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _standardise(x: Array, eps: float) -> Array:
+    """x to mean 0 and variance 1 along its last axis."""
+    return _moments(x, eps)[0]
+
+
+@_standardise.defjvp
+def _standardise_jvp(
+    eps: float, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    """The projection off the mean and off the result: two reductions backwards, and x is not kept."""
+    normed, scale = _moments(primals[0], eps)
+    tangent = tangents[0]
+    along = jnp.mean(tangent * normed, axis=-1, keepdims=True)
+    return normed, scale * (
+        tangent - jnp.mean(tangent, axis=-1, keepdims=True) - normed * along
+    )
+
+
+def _moments(x: Array, eps: float) -> tuple[Array, Array]:
+    """Standardised x and 1/√(variance + eps); centred before squaring, which E[x²] − E[x]² is too inexact for."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    return centred * scale, scale
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> Array:
@@ -64,9 +104,29 @@ def activation(name: str) -> Callable[[Array], Array]:
     """The activation Hugging Face calls `name`."""
     match name:
         case "gelu":
-            return lambda x: jax.nn.gelu(x, approximate=False)
+            return _gelu
         case "gelu_new" | "gelu_pytorch_tanh":
             return lambda x: jax.nn.gelu(x, approximate=True)
         case "relu":
             return jax.nn.relu
     raise AssertionError(name)
+
+
+@jax.custom_jvp
+def _gelu(x: Array) -> Array:
+    """x · Φ(x), in float32 inside."""
+    return (x.astype(jnp.float32) * _normal_cdf(x)).astype(x.dtype)
+
+
+@_gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Value and slope Φ(x) + x·φ(x) from one erf: the slope is all that is kept for the backward pass."""
+    x, cdf = primals[0].astype(jnp.float32), _normal_cdf(primals[0])
+    slope = cdf + x * jnp.exp(-0.5 * x * x) * (2.0 * math.pi) ** -0.5
+    dtype = primals[0].dtype
+    return (x * cdf).astype(dtype), slope.astype(dtype) * tangents[0]
+
+
+def _normal_cdf(x: Array) -> Array:
+    """Φ(x) = (1 + erf(x/√2)) / 2 in float32; XLA's erf is one rational function where its erfc has two branches."""
+    return 0.5 + 0.5 * jax.lax.erf(x.astype(jnp.float32) * 2.0**-0.5)
