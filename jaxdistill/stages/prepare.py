@@ -28,6 +28,7 @@ from jaxdistill.stages.directory import read_record
 from jaxdistill.stages.inputs import Inputs, LabelledRows, check_labels
 from jaxdistill.train.checkpoint import file_digest, load_params
 from jaxdistill.train.loop import Job
+from jaxdistill.train.metrics import require_wandb
 from jaxdistill.typing import Params
 
 
@@ -72,6 +73,8 @@ class Preparation:
 
     def survey(self) -> tuple[Survey, ...]:
         """Resolve and compare every stage's models, tokenizers, labels and lengths."""
+        if self.chain.run.logging.wandb is not None:
+            require_wandb()
         for stage in self.chain.stages:
             self.surveys[stage.key] = self._survey_stage(stage)
         return tuple(self.surveys.values())

@@ -108,7 +108,7 @@ def test_pmap_gives_the_same_student(material: Path, tmp_path: Path):
     config["stages"] = config["stages"][:2]
     path = write_config(tmp_path / "tiny.yaml", config)
     jit = run(path).rows
-    pmap = run(path, "parallel.strategy=pmap", f"output_dir={tmp_path / 'pmap'}").rows
+    pmap = run(path, "parallel.strategy=pmap", "parallel.data=4", f"output_dir={tmp_path / 'pmap'}").rows
     for a, b in zip(jit, pmap, strict=True):
         assert a["eval"]["validation"]["loss"] == pytest.approx(b["eval"]["validation"]["loss"], rel=1e-3)
 

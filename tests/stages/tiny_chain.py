@@ -65,13 +65,14 @@ def chain_config(material: Path, output: Path, **changes: Any) -> dict[str, Any]
             "max_length": 32,
         },
         "logging": {"tensorboard": False},
+        "parallel": {"data": 1},
         "stages": [
             {
                 "name": "teacher",
                 "teacher": None,
                 "student": {"pretrained": str(material / "encoder")},
-                "train": {**train, "epochs": 4},
-                "checkpoint": {"every": 8},
+                "train": {**train, "epochs": 12, "learning_rate": 5e-3},
+                "checkpoint": {"every": 15},
             },
             {
                 "name": "assistant",
