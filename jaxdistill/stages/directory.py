@@ -54,12 +54,7 @@ def settle_config(run: Run, directory: Path) -> None:
     path = directory / "config.yaml"
     new = resolved_dict(run)
     if path.exists():
-        try:
-            old = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path}: cannot be read ({error}); delete the run directory to start anew"
-            ) from error
+        old = read_yaml(path)
         changed = differences(old, new)
         if changed:
             raise ConfigError(
