@@ -11,20 +11,20 @@ from jaxdistill.config import build_chain, load_run
 from jaxdistill.config.schema import DataConfig, SourceConfig
 from jaxdistill.errors import DataError
 from jaxdistill.inference import Classifier, evaluate, evaluation_rows
-from jaxdistill.report.table import byte_size
+from jaxdistill.report.table import byte_size, decimals
 from jaxdistill.run_directory import is_run_directory, resolve_model
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _METRICS = (
-    ("accuracy", "accuracy", "{:.4f}"),
-    ("f1", "F1", "{:.4f}"),
-    ("loss", "loss", "{:.4f}"),
-    ("teacher_accuracy", "teacher's accuracy", "{:.4f}"),
-    ("retention", "retention", "{:.1%}"),
-    ("agreement", "agreement with teacher", "{:.4f}"),
-    ("kl", "KL(teacher ‖ model)", "{:.4f}"),
+    ("accuracy", "accuracy", decimals),
+    ("f1", "F1", decimals),
+    ("loss", "loss", decimals),
+    ("teacher_accuracy", "teacher's accuracy", decimals),
+    ("retention", "retention", "{:.1%}".format),
+    ("agreement", "agreement with teacher", decimals),
+    ("kl", "KL(teacher ‖ model)", decimals),
 )
 
 
@@ -89,9 +89,9 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_row("parameters", f"{result['parameters']:,} ({byte_size(result['bytes'])})")
-    for key, title, form in _METRICS:
+    for key, title, write in _METRICS:
         if key in result:
-            table.add_row(title, form.format(result[key]))
+            table.add_row(title, write(result[key]))
     console.print(table)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_COLUMNS = ("accuracy", "f1", "agreement", "kl")
+_COLUMNS = (("accuracy", ".4f"), ("f1", ".4f"), ("agreement", ".4f"), ("kl", ".3g"))
 
 
 def model_card(summary: Mapping[str, Any], key: str, *, name: str, labels: Sequence[str] | None, loads: bool) -> str:
@@ -21,7 +21,7 @@ def model_card(summary: Mapping[str, Any], key: str, *, name: str, labels: Seque
     chain = _lineage(summary, key)
     parts = [_front_matter(loads), f"# {name}\n"]
     if chain:
-        parts += [_origin(summary, chain), _results(chain)]
+        parts += [_origin(summary, chain, loads), _results(chain)]
     if labels:
         parts.append("Labels, in order: " + ", ".join(f"`{label}`" for label in labels) + ".\n")
     parts.append(
@@ -51,15 +51,18 @@ def _front_matter(loads: bool) -> str:
     return f"---\nlibrary_name: {library}\npipeline_tag: text-classification\ntags:\n{tags}---\n"
 
 
-def _origin(summary: Mapping[str, Any], chain: Sequence[Mapping[str, Any]]) -> str:
+def _origin(summary: Mapping[str, Any], chain: Sequence[Mapping[str, Any]], loads: bool) -> str:
     stage = chain[-1]
     taught = " and ".join(f"`{_short(name)}`" for name in stage.get("teacher") or ())
     how = f"distilled from {taught}" if taught else "trained on labels alone"
     train = stage.get("train") or {}
     trained = f" in {train['steps']:,} steps on {train['examples']:,} examples" if train.get("steps") else ""
+    shape = str(stage.get("architecture") or "A model")
+    folded = " Its word embedding is multiplied out here into an ordinary BERT's, which has more parameters."
     return (
-        f"{stage.get('architecture', 'A model')}, {stage['parameters']:,} parameters, {how}{trained}: stage "
-        f"`{stage['key']}` of the run `{summary.get('name')}`, with jaxdistill {summary.get('jaxdistill')}.\n"
+        f"{shape}, {stage['parameters']:,} parameters, {how}{trained}: stage `{stage['key']}` of the run "
+        f"`{summary.get('name')}`, with jaxdistill {summary.get('jaxdistill')}."
+        f"{folded if loads and shape.startswith('bert_hash') else ''}\n"
     )
 
 
@@ -72,7 +75,9 @@ def _results(chain: Sequence[Mapping[str, Any]]) -> str:
     for row in chain:
         source = "given" if row.get("given") else ", ".join(map(_short, row.get("teacher") or ())) or "labels"
         for split, metrics in (row.get("eval") or {}).items():
-            numbers = [f"{metrics[column]:.4f}" if metrics.get(column) is not None else "" for column in _COLUMNS]
+            numbers = [
+                f"{metrics[column]:{form}}" if metrics.get(column) is not None else "" for column, form in _COLUMNS
+            ]
             cells = [_short(row["key"]), source, f"{row['parameters']:,}", split, *numbers]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     note = "Checkpoints were chosen on validation; test, where there is one, was only reported.\n"

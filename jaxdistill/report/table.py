@@ -66,12 +66,22 @@ class Column:
         return mean if deviation in (None, "0") else f"{mean} ± {deviation}"  # "0": counts that do not vary
 
 
+def decimals(value: float) -> str:
+    """Four decimals, or two digits of what they would show as almost nothing."""
+    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.1e}"
+
+
 QUALITY = (
     Column("accuracy", "accuracy", "{:.4f}".format, "share of examples with the right label"),
     Column("f1", "F1", "{:.4f}".format, "F1 (binary: of label 1; otherwise macro)"),
     Column("retention", "retention", "{:.1%}".format, "accuracy divided by the first teacher's"),
     Column("agreement", "agreement", "{:.4f}".format, "share of examples given the same label as by its own teacher"),
-    Column("kl", "KL", "{:.4f}".format, "mean KL(teacher ‖ student) at temperature 1, in nats"),
+    Column(
+        "kl",
+        "KL",
+        decimals,
+        "mean KL(teacher ‖ student) at temperature 1, in nats",
+    ),
 )
 TRAINING = (
     Column("steps", "steps", "{:,.0f}".format, "optimizer updates"),

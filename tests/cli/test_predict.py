@@ -82,7 +82,7 @@ def test_lines_of_stdin_come_back_one_for_one(jaxdistill, classifier, stdin):
     assert probability == f"{expected.max():.4f}"
 
 
-@pytest.mark.parametrize(("batch_size", "at_once"), [(1, 1), (2, 3), (4, 100)])
+@pytest.mark.parametrize(("batch_size", "at_once"), [(1, 1), (8, 3), (8, 100)])
 def test_batches_and_chunks_change_nothing(classifier, batch_size, at_once):
     model = Classifier(classifier, batch_size=batch_size)
     lines = enumerate(TEXTS * 3, start=1)
@@ -105,8 +105,8 @@ def test_a_stream_is_answered_before_it_ends(classifier):
 
 
 def test_pairs_are_two_texts_with_a_tab_between(jaxdistill, classifier):
-    row = json.loads(jaxdistill("predict", classifier, "--pair", "--json", "good film\tbad plot").out)
-    assert row["probability"] == pytest.approx(probabilities(classifier, "good film", "bad plot").max(), abs=1e-5)
+    row = json.loads(jaxdistill("predict", classifier, "--pair", "--json", "good\tbad").out)
+    assert row["probability"] == pytest.approx(probabilities(classifier, "good", "bad").max(), abs=1e-5)
     missing = jaxdistill("predict", classifier, "--pair", "good film")
     assert missing.status == 2
     assert "text 1: no TAB" in missing.err

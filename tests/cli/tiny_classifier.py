@@ -38,12 +38,12 @@ def write_classifier(
     model_type: str = "bert",
     task: str = "classification",
 ) -> Path:
-    """Write a model of 2 layers and 32 positions with its tokenizer."""
+    """Write a model of one layer and 32 positions with its tokenizer."""
     import jax
 
     from jaxdistill import models
 
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = models.config_from_hf(
         {"model_type": model_type, "vocab_size": vocab_size, "max_position_embeddings": 32, "initializer_range": 0.5}
         | shape
