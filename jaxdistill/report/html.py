@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.atomic import atomic_write_text
 from jaxdistill.report.chain import chain_nodes
 from jaxdistill.report.chart import Series, line_chart
 from jaxdistill.report.diagram import chain_diagram
@@ -43,6 +43,7 @@ def write_report(run_dir: Path) -> Path:
 
     Raises:
       CheckpointError: not a run directory, or an unreadable summary.
+      ExternalError: the report cannot be written.
     """
     run_dir = Path(run_dir)
     summary = load_summary(run_dir)
@@ -51,12 +52,7 @@ def write_report(run_dir: Path) -> Path:
     metrics = {key: read_metrics(run_dir / "stages" / key) for key in stage_keys(run_dir)}
     page = _page(summary, config, metrics)
     path = run_dir / "report.html"
-    temporary = path.with_name(f".report.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write_text(path, page)
     return path
 
 
