@@ -163,7 +163,7 @@ def _reduce_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: Encod
             f"warm_start.embeddings: svd can only narrow, but the student's table is {width} wide and the teacher's "
             f"hidden_size is {theirs.hidden_size}; leave `embeddings` out"
         )
-    left, right, _ = svd_factorise(table, width)
+    left, right, _ = svd_factorise(jnp.asarray(table), width)
     embeddings = dict(params["embeddings"])
     if own.model_type == "bert_hash":
         embeddings["word_table"] = jnp.asarray(left)

@@ -11,11 +11,11 @@ import optax
 import pytest
 from toy_encoder import ToyEncoder, make_batch
 
-from jaxdistill.config.schema import CrossEntropyTerm, DivergenceTerm, ParallelConfig
+from jaxdistill.config.schema import CrossEntropyTerm, DivergenceTerm, ParallelConfig, TrainConfig
 from jaxdistill.distill import CachedTeacher, OnlineTeacher, make_objective
 from jaxdistill.errors import ConfigError
 from jaxdistill.parallel import make_mesh
-from jaxdistill.train import init_state, make_train_step
+from jaxdistill.train import build_optimizer, init_state, make_train_step
 
 STUDENT = ToyEncoder(hidden_size=16, dropout=0.1)
 TEACHER = ToyEncoder(hidden_size=24)
@@ -86,6 +86,14 @@ def test_teacher_and_student_are_one_executable_and_the_whole_state_is_updated_i
     assert len(aliased) == len(jax.tree.leaves(state))
     outputs = header[header.index("->") :]
     assert "f32[50,24]" not in outputs
+
+
+def test_adamw_updates_every_array_in_place():
+    optimizer, _ = build_optimizer(TrainConfig(steps=10), 10)
+    step, state, teacher = make(optimizer=optimizer)
+    text = step.lower(state, teacher, make_batch()).compile().as_text()
+    copies = [line for line in text.splitlines() if re.search(r"= f32\[50,16\]\S* copy\(", line)]
+    assert copies == []
 
 
 def test_no_gradient_reaches_the_teacher():
