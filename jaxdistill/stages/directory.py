@@ -14,6 +14,7 @@ from jaxdistill.atomic import atomic_write_json, atomic_write_text
 from jaxdistill.config import differences, dump_yaml, read_yaml, resolved_dict
 from jaxdistill.config.schema import Run
 from jaxdistill.errors import CheckpointError, ConfigError, ExternalError
+from jaxdistill.train.checkpoint import discard_if_damaged
 
 
 @contextmanager
@@ -79,3 +80,18 @@ def read_record(stage_directory: Path) -> dict[str, Any] | None:
 def write_record(stage_directory: Path, record: dict[str, Any]) -> None:
     """Mark a stage as finished: the last thing written of it."""
     atomic_write_json(stage_directory / "stage.json", record)
+
+
+def reopen_if_damaged(stage_directory: Path, record: dict[str, Any]) -> str | None:
+    """Check the checkpoint that a finished stage hands on; if it is damaged, let the stage go on from before it.
+
+    The stage then loses its record and is trained again from an older whole checkpoint, or from its beginning: the
+    same parameters come out.
+
+    Returns:
+      What was wrong and what follows, or None if the checkpoint is whole.
+    """
+    warning = discard_if_damaged(stage_directory / "checkpoints", record["checkpoint"])
+    if warning is not None:
+        (stage_directory / "stage.json").unlink()
+    return warning

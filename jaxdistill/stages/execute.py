@@ -13,7 +13,7 @@ from jaxdistill.config.schema import Run
 from jaxdistill.report.html import write_report
 from jaxdistill.report.table import print_table
 from jaxdistill.stages.chain_table import print_chain, shape_of
-from jaxdistill.stages.directory import locked, read_record, settle_config, write_record
+from jaxdistill.stages.directory import locked, read_record, reopen_if_damaged, settle_config, write_record
 from jaxdistill.stages.inputs import given_reference
 from jaxdistill.stages.prepare import LoadedTeacher, Preparation, Survey
 from jaxdistill.stages.summary import Summary
@@ -51,6 +51,9 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
             summary.add(_given_row(preparation, given_reference(given)))
         for stage in chain.stages:
             record = read_record(stage.directory)
+            if record is not None and (damage := reopen_if_damaged(stage.directory, record)) is not None:
+                console.print(f"[yellow]{stage.key}: {damage}[/yellow]")
+                record = None
             if record is None:
                 record = _run_stage(preparation, preparation.surveys[stage.key], console)
             else:

@@ -32,7 +32,7 @@ from jaxdistill.train import checkpoint_arrays as arrays
 from jaxdistill.train import manifest as manifests
 from jaxdistill.train.manifest import DamagedError, Manifest, file_digest
 
-__all__ = ["Checkpoints", "Restored", "file_digest", "list_steps", "load_params"]
+__all__ = ["Checkpoints", "Restored", "discard_if_damaged", "file_digest", "list_steps", "load_params"]
 
 _STEP = re.compile(r"0|[1-9]\d*")
 _LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\..*)?")
@@ -206,7 +206,11 @@ class Checkpoints:
                 data_state=manifests.decode_data_state(manifest.data_state),
                 extra=manifest.extra,
                 metrics=manifest.metrics,
-                warnings=tuple(_set_aside(where, why, used=path) for where, why in bad),
+                warnings=tuple(
+                    f"damaged checkpoint {why}; going on from step {path.name} instead "
+                    f"(the damaged one is now {_set_aside(where).name})"
+                    for where, why in bad
+                ),
             )
         problems = "; ".join(why for _, why in bad)
         raise CheckpointError(
@@ -273,6 +277,27 @@ def list_steps(directory: Path) -> list[int]:
     return sorted(_manifests(directory))
 
 
+def discard_if_damaged(directory: Path, step: int) -> str | None:
+    """Check one step; if it is damaged, set it aside and delete the later ones, so that training goes on before it.
+
+    Returns:
+      One line on what was wrong and what follows, or None if the step is whole.
+    """
+    path = directory / str(step)
+    try:
+        manifests.verify(path, manifests.read(path))
+        return None
+    except DamagedError as error:
+        why = str(error)
+    for later in _step_directories(directory):
+        if later > step:
+            shutil.rmtree(directory / str(later))
+    aside = _set_aside(path).name if path.exists() else "gone"
+    before = list_steps(directory)
+    start = f"step {before[-1]}" if before else "the beginning"
+    return f"damaged checkpoint {why}; training again from {start} (the damaged one is now {aside})"
+
+
 def load_params(step_dir: Path) -> dict[str, Any]:
     """The parameters alone of one checkpoint: what a stage hands to the next.
 
@@ -317,15 +342,15 @@ def _manifests(directory: Path) -> dict[int, Manifest]:
     return found
 
 
-def _set_aside(path: Path, why: str, *, used: Path) -> str:
-    """Rename a damaged step so that a later save finds its name free; returns the warning."""
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged step so that a later save finds its name free; returns where it is now."""
     number, aside = 1, path.with_name(f"{path.name}.corrupt")
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.corrupt.{number}")
     with atomic.disk_errors(path, doing="rename"):
         path.rename(aside)
-    return f"damaged checkpoint {why}; going on from step {used.name} instead (the damaged one is now {aside.name})"
+    return aside
 
 
 def _short(fingerprint: str | None) -> str:

@@ -39,8 +39,8 @@ def collect_logits(
 
 
 def evaluate_logits(
-    student_logits: Float[Array, "N C"],
-    teacher_logits: Float[Array, "N C"] | None,
+    student_logits: Float[np.ndarray, "N C"] | Float[Array, "N C"],
+    teacher_logits: Float[np.ndarray, "N C"] | Float[Array, "N C"] | None,
     labels: Int[np.ndarray, " N"] | None,
 ) -> dict[str, float]:
     """Metrics of a data set.

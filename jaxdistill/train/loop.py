@@ -298,8 +298,9 @@ class _Loop:
     def finish(self) -> Trained:
         """The chosen checkpoint's parameters, as they are on disk, and the stage's figures."""
         self.checkpoints.wait()
-        chosen = self.checkpoints.best() if self.metric is not None else self.checkpoints.latest()
-        assert chosen is not None
+        # a metric that was never finite chooses nothing: then the last one it is
+        chosen = (self.checkpoints.best() if self.metric is not None else None) or self.checkpoints.latest()
+        assert chosen is not None, "a stage ends with a save"
         path = self.job.directory / "checkpoints" / str(chosen)
         examples_per_second, tokens_per_second = self.tally.rates()
         measured = {

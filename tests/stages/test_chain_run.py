@@ -103,6 +103,22 @@ def test_a_missing_newest_checkpoint_costs_only_time(finished: Path, tmp_path: P
     assert_same_params(finished, output)
 
 
+def test_a_damaged_hand_over_is_trained_again(finished: Path, tmp_path: Path, material: Path):
+    """The checkpoint that a finished stage handed on is damaged: found at the start, and made again bitwise."""
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    stage = output / "stages" / "assistant"
+    handed_on = stage / "checkpoints" / str(json.loads((stage / "stage.json").read_text())["checkpoint"])
+    victim = max((path for path in handed_on.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    console = Console(record=True, width=200)
+    run(write_config(tmp_path / "tiny.yaml", chain_config(material, output)), console=console)
+    assert "damaged checkpoint" in console.export_text()
+    assert_same_params(finished, output)
+
+
 def test_pmap_gives_the_same_student(material: Path, tmp_path: Path):
     config = chain_config(material, tmp_path / "jit")
     config["stages"] = config["stages"][:2]
