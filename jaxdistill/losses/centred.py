@@ -1,7 +1,8 @@
 """Comparing two softmax distributions without cancellation: the arithmetic all divergences share.
 
 In float32 the textbook Σ p (log p − log q) is rounding noise once the two are close, which is where a
-converging student lives. Here everything is built from d = q_logits − p_logits, kept to the last bit, and centred by its mean under p:
+converging student lives. Here everything is built from d = q_logits − p_logits, kept to the last bit, and centred by
+its mean under p:
 
     v = d/T − E_p[d/T]          KL(p ‖ q) = log1p(E_p[expm1(v) − v])          log(q/p) = v − KL
 

@@ -81,7 +81,8 @@ def reverse_kl(
         where: [...] bool, True = counted; None counts every position.
 
     Returns:
-        [...] float32, non-negative; +inf where the teacher has −inf and the student has not; its gradient there means nothing.
+        [...] float32, non-negative; +inf where the teacher has −inf and the student has not, which leaves no
+        meaningful gradient.
 
     Raises:
         ValueError: shapes differ, a dtype is wrong, or the temperature is not positive.

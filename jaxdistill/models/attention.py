@@ -15,21 +15,15 @@ from jaxdistill.typing import Array, Float
 class SelfAttention(nnx.Module):
     """Bidirectional self-attention; qkv kernel [D, 3, N, H], output kernel [N, H, D]."""
 
-    def __init__(
-        self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, heads, size = (
             config.hidden_size,
             config.num_attention_heads,
             config.head_size,
         )
         stddev = config.initializer_range
-        self.qkv = Dense(
-            (width,), (3, heads, size), stddev=stddev, dtype=dtype, rngs=rngs
-        )
-        self.output = Dense(
-            (heads, size), (width,), stddev=stddev, dtype=dtype, rngs=rngs
-        )
+        self.qkv = Dense((width,), (3, heads, size), stddev=stddev, dtype=dtype, rngs=rngs)
+        self.output = Dense((heads, size), (width,), stddev=stddev, dtype=dtype, rngs=rngs)
         self.rate = config.attention_probs_dropout_prob
         self.dtype = dtype
 
@@ -48,19 +42,16 @@ class SelfAttention(nnx.Module):
         first_only computes the query of position 0 alone (Q = 1); keys and values are of every position.
         """
         query, key, value = self._project(x, first_only=first_only)
-        scores = jnp.einsum(
-            "bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32
-        )
-        scores = scores * query.shape[-1] ** -0.5
-        attentions = jax.nn.softmax(scores + bias, axis=-1)
-        kept = dropout(
-            attentions, seeds, rate=self.rate, site=Site.ATTENTION, layer=layer
-        ).astype(self.dtype)
-        context = jnp.einsum("bnqk,bknh->bqnh", kept, value)
-        signals = {"attentions": attentions, "attention_scores": scores}
-        signals = {name: value for name, value in signals.items() if name in wanted}
-        if "qkv" in wanted:
-            signals["qkv"] = jnp.stack([query, key, value])
+        signals = {"qkv": jnp.stack([query, key, value])} if "qkv" in wanted else {}
+        # Heads first and the scale on the queries: XLA's CPU backend then copies each operand once.
+        query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query * query.shape[-1] ** -0.5, key, value))
+        scores = jnp.einsum("bnqh,bnkh->bnqk", query, key, preferred_element_type=jnp.float32)
+        attentions = _softmax(scores + bias)
+        signals |= {
+            name: array for name, array in (("attentions", attentions), ("attention_scores", scores)) if name in wanted
+        }
+        kept = dropout(attentions, seeds, rate=self.rate, site=Site.ATTENTION, layer=layer).astype(self.dtype)
+        context = jnp.swapaxes(jnp.einsum("bnqk,bnkh->bnqh", kept, value), 1, 2)
         return self.output(context), signals
 
     def _project(self, x: Array, *, first_only: bool) -> tuple[Array, Array, Array]:
@@ -77,6 +68,17 @@ class SelfAttention(nnx.Module):
 def attention_bias(attention_mask: Array) -> Float[Array, "B 1 1 S"]:
     """0 where the mask is set and the most negative finite float32 elsewhere, so an all-masked row stays finite."""
     lowest = jnp.finfo(jnp.float32).min
-    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, lowest).astype(
-        jnp.float32
-    )
+    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, lowest).astype(jnp.float32)
+
+
+@jax.custom_jvp
+def _softmax(x: Array) -> Array:
+    """Softmax over the last axis; one division a row, and only the result is kept for the backward pass."""
+    exponentials = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
+    return exponentials * (1.0 / jnp.sum(exponentials, axis=-1, keepdims=True))
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    probabilities, tangent = _softmax(primals[0]), tangents[0]
+    return probabilities, probabilities * (tangent - jnp.sum(probabilities * tangent, axis=-1, keepdims=True))

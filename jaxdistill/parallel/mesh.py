@@ -81,6 +81,12 @@ def check_divisible(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None
         )
 
 
+def whole_batches(batch_size: int, mesh: Mesh) -> int:
+    """The smallest batch size not below `batch_size` that the data-parallel devices divide (for evaluation)."""
+    devices = mesh.shape["data"]
+    return -(-batch_size // devices) * devices
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Place a batch (any tree of arrays with a leading axis B) on `mesh`, B split over `data`.
 

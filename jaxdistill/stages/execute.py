@@ -6,10 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxdistill import models
+from jaxdistill import data, models
 from jaxdistill.config import build_chain
 from jaxdistill.config.chain import ResolvedTeacher
 from jaxdistill.config.schema import Run
+from jaxdistill.parallel import use_compilation_cache
 from jaxdistill.report.html import write_report
 from jaxdistill.report.table import print_table
 from jaxdistill.stages.chain_table import print_chain, shape_of
@@ -44,6 +45,7 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
     chain = build_chain(run)
     with locked(chain.directory):
         settle_config(run, chain.directory)
+        use_compilation_cache(data.default_cache_dir() / "compiled")
         preparation = Preparation(chain, console)
         print_chain(chain, preparation.survey(), console)
         summary = Summary(run.name, chain.directory)

@@ -23,7 +23,7 @@ from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
 from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.distill.warm_start import warm_start
 from jaxdistill.errors import ConfigError, ModelError
-from jaxdistill.parallel import make_mesh, replicate
+from jaxdistill.parallel import make_mesh, replicate, whole_batches
 from jaxdistill.stages.directory import read_record
 from jaxdistill.stages.inputs import Inputs, LabelledRows, check_labels
 from jaxdistill.train.checkpoint import file_digest, load_params
@@ -248,7 +248,7 @@ class Preparation:
             self._logits[key] = compute_logits(
                 teacher.model,
                 replicate(teacher.params, mesh),
-                data.eval_batches(dataset, batch_size=batch_size),
+                data.eval_batches(dataset, batch_size=whole_batches(batch_size, mesh)),
                 len(dataset),
                 mesh,
                 tokenizer_index=index,
