@@ -24,26 +24,16 @@ from jaxdistill.typing import Array, Batch, Float, Int
 class Embeddings(nnx.Module):
     """Word (or factorised word), position and token-type embeddings, layer norm, dropout."""
 
-    def __init__(
-        self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, stddev = config.hidden_size, config.initializer_range
         if config.model_type == "bert_hash":
-            self.word_table = nnx.Param(
-                normal(rngs, (config.vocab_size, config.projections), stddev)
-            )
-            self.word_projection = Dense(
-                (config.projections,), (width,), stddev=stddev, dtype=dtype, rngs=rngs
-            )
+            self.word_table = nnx.Param(normal(rngs, (config.vocab_size, config.projections), stddev))
+            self.word_projection = Dense((config.projections,), (width,), stddev=stddev, dtype=dtype, rngs=rngs)
         else:
             self.word = nnx.Param(normal(rngs, (config.vocab_size, width), stddev))
-        self.position = nnx.Param(
-            normal(rngs, (config.max_position_embeddings, width), stddev)
-        )
+        self.position = nnx.Param(normal(rngs, (config.max_position_embeddings, width), stddev))
         if config.type_vocab_size:
-            self.token_type = nnx.Param(
-                normal(rngs, (config.type_vocab_size, width), stddev)
-            )
+            self.token_type = nnx.Param(normal(rngs, (config.type_vocab_size, width), stddev))
         self.norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
         self.config = config
         self.dtype = dtype
@@ -78,9 +68,7 @@ class Embeddings(nnx.Module):
         table = self.token_type[...].astype(self.dtype)
         if types is None or table.shape[0] == 1:
             return table[0].reshape((1,) * ndim + (-1,))
-        if (
-            table.shape[0] == 2
-        ):  # a select is far cheaper than a gather, and so is its gradient
+        if table.shape[0] == 2:  # a select is far cheaper than a gather, and so is its gradient
             first, second = (row.reshape((1,) * ndim + (-1,)) for row in table)
             return jnp.where(types[..., None] > 0, second, first)
         return _gather(table, types)
@@ -94,9 +82,7 @@ class Embeddings(nnx.Module):
         """The word embedding transposed (BertHash's multiplied out)."""
         if self.config.model_type == "bert_hash":
             projection = self.word_projection
-            table = self.word_table[...] @ projection.kernel[...] + projection.bias[
-                ...
-            ].reshape(1, -1)
+            table = self.word_table[...] @ projection.kernel[...] + projection.bias[...].reshape(1, -1)
             return table.T
         return self.word[...].T
 
@@ -104,9 +90,7 @@ class Embeddings(nnx.Module):
 class ClassifierNetwork(nnx.Module):
     """Encoder, pooler on the first position, classifier."""
 
-    def __init__(
-        self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, stddev = config.hidden_size, config.initializer_range
         self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
@@ -120,13 +104,9 @@ class ClassifierNetwork(nnx.Module):
         )
         self.config = config
 
-    def __call__(
-        self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None
-    ) -> dict[str, Any]:
+    def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
         """The signals asked for; the last layer is computed at position 0 alone when no signal needs the others."""
-        whole = "last_hidden" in request.names or request.at(
-            self.config.num_hidden_layers - 1
-        )
+        whole = "last_hidden" in request.names or request.at(self.config.num_hidden_layers - 1)
         hidden, signals = _encode(
             self.embeddings,
             batch,
@@ -148,43 +128,29 @@ class ClassifierNetwork(nnx.Module):
                 }
         return signals
 
-    def _pool(
-        self, first: Float[Array, "B D"], seeds: Array | None
-    ) -> Float[Array, "B D"]:
+    def _pool(self, first: Float[Array, "B D"], seeds: Array | None) -> Float[Array, "B D"]:
         """The classifier's input: BERT tanh, DistilBERT ReLU, RoBERTa tanh with one more dropout before it."""
         config = self.config
-        rate = (
-            config.hidden_dropout_prob
-            if config.classifier_dropout is None
-            else config.classifier_dropout
-        )
+        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         if config.model_type == "roberta":
             first = dropout(first, seeds, rate=rate, site=Site.POOLER)
         squash = jax.nn.relu if config.model_type == "distilbert" else jnp.tanh
-        return dropout(
-            squash(self.pooler(first)), seeds, rate=rate, site=Site.CLASSIFIER
-        )
+        return dropout(squash(self.pooler(first)), seeds, rate=rate, site=Site.CLASSIFIER)
 
 
 class MaskedLMNetwork(nnx.Module):
     """Encoder and masked-LM head: dense, activation, layer norm, decoder tied to the word embedding."""
 
-    def __init__(
-        self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width = config.hidden_size
         self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.transform = Dense(
-            (width,), (width,), stddev=config.initializer_range, dtype=dtype, rngs=rngs
-        )
+        self.transform = Dense((width,), (width,), stddev=config.initializer_range, dtype=dtype, rngs=rngs)
         self.transform_norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
         self.decoder_bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
         self.config = config
 
-    def __call__(
-        self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None
-    ) -> dict[str, Any]:
+    def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
         """The signals asked for; logits are [B, S, V]."""
         hidden, signals = _encode(
             self.embeddings,
@@ -196,11 +162,7 @@ class MaskedLMNetwork(nnx.Module):
         )
         if request.names & {"logits", "head"}:
             # RoBERTa's head is GELU whatever its encoder's activation.
-            name = (
-                "gelu"
-                if self.config.model_type == "roberta"
-                else self.config.hidden_act
-            )
+            name = "gelu" if self.config.model_type == "roberta" else self.config.hidden_act
             x = self.transform_norm(activation(name)(self.transform(hidden)))
             bias = self.decoder_bias[...]
             if "logits" in request.names:
@@ -225,16 +187,10 @@ def _encode(
 ) -> tuple[Array, dict[str, Any]]:
     """The last layer's output and the encoder's signals."""
     x, bias = embeddings(batch, seeds=seeds), attention_bias(batch["attention_mask"])
-    hidden, signals = layers(
-        x, bias, seeds=seeds, request=request, first_only=first_only
-    )
-    return hidden, signals | (
-        {"last_hidden": hidden} if "last_hidden" in request.names else {}
-    )
+    hidden, signals = layers(x, bias, seeds=seeds, request=request, first_only=first_only)
+    return hidden, signals | ({"last_hidden": hidden} if "last_hidden" in request.names else {})
 
 
-def _gather(
-    table: Float[Array, "V D"], ids: Int[Array, "B S"]
-) -> Float[Array, "B S D"]:
+def _gather(table: Float[Array, "V D"], ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
     """Rows of the table; ids out of range read the nearest row (their own check is the data's)."""
     return jnp.take(table, ids, axis=0, mode="clip")

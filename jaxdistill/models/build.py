@@ -41,9 +41,7 @@ class Model:
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Fresh float32 parameters: normal kernels and tables (initializer_range), zero biases. Can be jitted."""
-        network = TASKS[self.task](
-            self.config, dtype=self.dtype, rngs=nnx.Rngs(params=key)
-        )
+        network = TASKS[self.task](self.config, dtype=self.dtype, rngs=nnx.Rngs(params=key))
         return nnx.to_pure_dict(nnx.state(network, nnx.Param))
 
     def apply(
@@ -76,20 +74,14 @@ class Model:
                 "set max_length (and truncate) so that sequences fit"
             )
         if key is not None and "example_id" not in batch:
-            raise ModelError(
-                "batch: dropout needs example_id [B], from which each example's masks are drawn"
-            )
+            raise ModelError("batch: dropout needs example_id [B], from which each example's masks are drawn")
         seeds = None if key is None else example_seeds(key, batch["example_id"])
         outer, layer = _graphdefs(self)
         network = nnx.merge(
             outer,
-            nnx.State(
-                {name: leaf for name, leaf in params.items() if name != "encoder"}
-            ),
+            nnx.State({name: leaf for name, leaf in params.items() if name != "encoder"}),
         )
-        layers = Layers(
-            layer, params["encoder"]["layers"], self.config.num_hidden_layers
-        )
+        layers = Layers(layer, params["encoder"]["layers"], self.config.num_hidden_layers)
         return network(batch, layers, request=request, seeds=seeds)
 
 
@@ -112,9 +104,7 @@ def build(
     """
     config = config if isinstance(config, EncoderConfig) else config_from_hf(config)
     if task not in TASKS:
-        raise ModelError(
-            f"task: {task!r} is not supported; encoders are built for {', '.join(TASKS)}"
-        )
+        raise ModelError(f"task: {task!r} is not supported; encoders are built for {', '.join(TASKS)}")
     if task == "masked_lm" and not config.tie_word_embeddings:
         raise ModelError(
             "tie_word_embeddings: false is not supported for masked_lm, whose decoder is the word embedding"
@@ -125,9 +115,7 @@ def build(
         config = config.with_labels(num_labels)
     dtype = jnp.dtype(dtype)
     if dtype.name not in COMPUTE_DTYPES:
-        raise ModelError(
-            f"dtype: {dtype.name} is not supported; compute in {' or '.join(COMPUTE_DTYPES)}"
-        )
+        raise ModelError(f"dtype: {dtype.name} is not supported; compute in {' or '.join(COMPUTE_DTYPES)}")
     return Model(config=config, task=task, dtype=dtype)
 
 
@@ -135,9 +123,7 @@ def build(
 def _graphdefs(model: Model) -> tuple[Any, Any]:
     """Structures without arrays: of the network outside its layers, and of one layer."""
     network = nnx.eval_shape(
-        lambda: TASKS[model.task](
-            model.config, dtype=model.dtype, rngs=nnx.Rngs(params=jax.random.key(0))
-        )
+        lambda: TASKS[model.task](model.config, dtype=model.dtype, rngs=nnx.Rngs(params=jax.random.key(0)))
     )
     layer = nnx.split(network.encoder.layers)[0]
     del network.encoder

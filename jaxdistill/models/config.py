@@ -75,9 +75,7 @@ class EncoderConfig:
         """Width H of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
-    def with_labels(
-        self, num_labels: int, id2label: tuple[str, ...] | None = None
-    ) -> EncoderConfig:
+    def with_labels(self, num_labels: int, id2label: tuple[str, ...] | None = None) -> EncoderConfig:
         """The same shape with `num_labels` classes; names of another number of classes are dropped."""
         names = self.id2label if id2label is None else tuple(id2label)
         return replace(
@@ -103,11 +101,7 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
     Raises:
         ModelError: no such file, not JSON, an architecture we do not build, or invalid fields (all of them listed).
     """
-    raw, where = (
-        (dict(source), "model configuration")
-        if isinstance(source, Mapping)
-        else _read_json(Path(source))
-    )
+    raw, where = (dict(source), "model configuration") if isinstance(source, Mapping) else _read_json(Path(source))
     model_type = raw.get("model_type")
     if model_type not in ARCHITECTURES:
         raise ModelError(
@@ -131,20 +125,12 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
     problems += _invalid(values)
     if problems:
         raise ModelError(f"{where} ({model_type}): " + "; ".join(problems))
-    return EncoderConfig(
-        **{name: _exact(name, value) for name, value in values.items()}
-    )
+    return EncoderConfig(**{name: _exact(name, value) for name, value in values.items()})
 
 
-def config_to_hf(
-    config: EncoderConfig, *, task: str, factorised: bool = False
-) -> dict[str, Any]:
+def config_to_hf(config: EncoderConfig, *, task: str, factorised: bool = False) -> dict[str, Any]:
     """Hugging Face's `config.json` for the model we save; BertHash becomes `bert` unless `factorised`."""
-    model_type = (
-        "bert"
-        if config.model_type == "bert_hash" and not factorised
-        else config.model_type
-    )
+    model_type = "bert" if config.model_type == "bert_hash" and not factorised else config.model_type
     prefix = {
         "bert": "Bert",
         "bert_hash": "BertHash",
@@ -156,22 +142,14 @@ def config_to_hf(
         "masked_lm": "ForMaskedLM",
     }[task]
     skip = {"id2label", "num_labels", "model_type", "projections"}
-    body = {
-        field.name: getattr(config, field.name)
-        for field in fields(config)
-        if field.name not in skip
-    }
+    body = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in skip}
     if model_type == "bert_hash":
         body["projections"] = config.projections
     if model_type == "distilbert":
-        body = {
-            name: value for name, value in body.items() if name not in _DISTILBERT_FIXED
-        }
+        body = {name: value for name, value in body.items() if name not in _DISTILBERT_FIXED}
         theirs = {ours: name for name, ours in _DISTILBERT_NAMES.items()}
         body = {theirs.get(name, name): value for name, value in body.items()}
-        if (
-            body["seq_classif_dropout"] is None
-        ):  # DistilBERT's own field may not be null
+        if body["seq_classif_dropout"] is None:  # DistilBERT's own field may not be null
             body["seq_classif_dropout"] = config.hidden_dropout_prob
     names = config.id2label or tuple(f"LABEL_{i}" for i in range(config.num_labels))
     return {
@@ -190,9 +168,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any], str]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(
-            f"{path}: not found; a model directory holds config.json and model.safetensors"
-        ) from None
+        raise ModelError(f"{path}: not found; a model directory holds config.json and model.safetensors") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
@@ -200,20 +176,14 @@ def _read_json(path: Path) -> tuple[dict[str, Any], str]:
     return raw, str(path)
 
 
-def _labels(
-    raw: Mapping[str, Any], problems: list[str]
-) -> tuple[int, tuple[str, ...] | None]:
+def _labels(raw: Mapping[str, Any], problems: list[str]) -> tuple[int, tuple[str, ...] | None]:
     """Number of labels and their names; generic names (LABEL_0, …) are no names."""
     table = raw.get("id2label")
     if table is None:
         count = raw.get("num_labels")
         return (2 if count is None else count), None
     try:
-        items = (
-            enumerate(table)
-            if isinstance(table, (list, tuple))
-            else ((int(k), v) for k, v in table.items())
-        )
+        items = enumerate(table) if isinstance(table, (list, tuple)) else ((int(k), v) for k, v in table.items())
         by_index = {index: str(name) for index, name in items}
     except (AttributeError, TypeError, ValueError):
         by_index = {}
@@ -224,9 +194,7 @@ def _labels(
     if len(set(names)) != len(names):
         problems.append(f"id2label={names!r} names a label twice")
     if raw.get("num_labels") not in (None, len(names)):
-        problems.append(
-            f"num_labels={raw['num_labels']!r} contradicts id2label, which has {len(names)}"
-        )
+        problems.append(f"num_labels={raw['num_labels']!r} contradicts id2label, which has {len(names)}")
     generic = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     return len(names), None if generic else names
 
@@ -235,13 +203,9 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     """Options of Hugging Face's that change the mathematics and that we do not implement."""
     problems = []
     if raw.get("position_embedding_type", "absolute") != "absolute":
-        problems.append(
-            f"position_embedding_type={raw['position_embedding_type']!r} (only 'absolute' is supported)"
-        )
+        problems.append(f"position_embedding_type={raw['position_embedding_type']!r} (only 'absolute' is supported)")
     problems += [
-        f"{name}=true (only encoders are supported)"
-        for name in ("is_decoder", "add_cross_attention")
-        if raw.get(name)
+        f"{name}=true (only encoders are supported)" for name in ("is_decoder", "add_cross_attention") if raw.get(name)
     ]
     return problems
 
@@ -249,10 +213,7 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
 def _invalid(values: Mapping[str, Any]) -> list[str]:
     """One line for every field whose value cannot be built."""
     problems = []
-    config = {
-        field.name: values.get(field.name, field.default)
-        for field in fields(EncoderConfig)
-    }
+    config = {field.name: values.get(field.name, field.default) for field in fields(EncoderConfig)}
 
     def check(name: str, valid: bool, expected: str) -> bool:
         if not valid:
@@ -261,9 +222,7 @@ def _invalid(values: Mapping[str, Any]) -> list[str]:
 
     def whole(name: str, least: int) -> bool:
         value = config[name]
-        valid = (
-            isinstance(value, int) and not isinstance(value, bool) and value >= least
-        )
+        valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
         return check(name, valid, f"a whole number ≥ {least}")
 
     sizes = (
@@ -273,10 +232,7 @@ def _invalid(values: Mapping[str, Any]) -> list[str]:
         "num_attention_heads",
         "intermediate_size",
     )
-    good = {
-        name: whole(name, 1)
-        for name in (*sizes, "max_position_embeddings", "num_labels")
-    }
+    good = {name: whole(name, 1) for name in (*sizes, "max_position_embeddings", "num_labels")}
     bert_hash = config["model_type"] == "bert_hash"
     good |= {name: whole(name, 0) for name in ("type_vocab_size", "pad_token_id")}
     good["projections"] = whole("projections", 1 if bert_hash else 0)
@@ -301,20 +257,12 @@ def _invalid(values: Mapping[str, Any]) -> list[str]:
     )
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if good["hidden_size"] and good["num_attention_heads"] and width % heads:
-        problems.append(
-            f"hidden_size={width} is not divisible by num_attention_heads={heads}"
-        )
+        problems.append(f"hidden_size={width} is not divisible by num_attention_heads={heads}")
     if not bert_hash and good["projections"] and config["projections"]:
         problems.append(f"projections={config['projections']} is only for bert_hash")
-    roberta = (
-        config["model_type"] == "roberta"
-        and good["max_position_embeddings"]
-        and good["pad_token_id"]
-    )
+    roberta = config["model_type"] == "roberta" and good["max_position_embeddings"] and good["pad_token_id"]
     if roberta and config["max_position_embeddings"] <= config["pad_token_id"] + 1:
-        problems.append(
-            f"max_position_embeddings={config['max_position_embeddings']} leaves RoBERTa no position"
-        )
+        problems.append(f"max_position_embeddings={config['max_position_embeddings']} leaves RoBERTa no position")
     return problems
 
 
@@ -326,7 +274,6 @@ def _exact(name: str, value: Any) -> Any:
     """Floats as floats, so that equal configurations compare and hash equal however they were written."""
     return (
         float(value)
-        if name.endswith(("_prob", "_eps", "_range", "classifier_dropout"))
-        and value is not None
+        if name.endswith(("_prob", "_eps", "_range", "classifier_dropout")) and value is not None
         else value
     )

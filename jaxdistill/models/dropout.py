@@ -29,9 +29,7 @@ class Site(IntEnum):
 
 def example_seeds(key: PRNGKeyArray, example_id: Int[Array, " B"]) -> Array:
     """One uint32 seed per example, from `fold_in(key, example_id)`."""
-    return jax.vmap(
-        lambda i: jax.random.bits(jax.random.fold_in(key, i), (), jnp.uint32)
-    )(example_id)
+    return jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (), jnp.uint32))(example_id)
 
 
 def dropout(
@@ -48,24 +46,15 @@ def dropout(
     """
     if seeds is None or rate == 0.0:
         return x
-    rows = _mix(
-        seeds
-        ^ _mix(
-            jnp.asarray(layer).astype(jnp.uint32) * jnp.uint32(16) + jnp.uint32(site)
-        )
-    )
+    rows = _mix(seeds ^ _mix(jnp.asarray(layer).astype(jnp.uint32) * jnp.uint32(16) + jnp.uint32(site)))
     for axis in x.shape[1:-1]:
-        rows = _mix(
-            rows[..., None] ^ (_coordinates(rows.ndim, axis) * jnp.uint32(0x9E3779B9))
-        )
+        rows = _mix(rows[..., None] ^ (_coordinates(rows.ndim, axis) * jnp.uint32(0x9E3779B9)))
     return _drop(x, rows, rate)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _drop(x: Array, rows: Array, rate: float) -> Array:
-    return jnp.where(
-        _keep(rows, x.shape[-1], rate), x * (1.0 / (1.0 - rate)), jnp.zeros_like(x)
-    )
+    return jnp.where(_keep(rows, x.shape[-1], rate), x * (1.0 / (1.0 - rate)), jnp.zeros_like(x))
 
 
 def _drop_forward(x: Array, rows: Array, rate: float) -> tuple[Array, Array]:
@@ -83,9 +72,7 @@ def _keep(rows: Array, width: int, rate: float) -> Array:
     """Boolean mask of shape [*rows, width]: two multiplications an element, the row's hash being well mixed already."""
     h = rows[..., None] ^ (_coordinates(rows.ndim, width) * jnp.uint32(0x9E3779B9))
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(
-        0xC2B2AE35
-    )  # the high bits are the best mixed, and decide the comparison
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)  # the high bits are the best mixed, and decide the comparison
     return h >= jnp.uint32(round(rate * 2**32))
 
 
@@ -98,6 +85,4 @@ def _mix(h: Array) -> Array:
 
 def _coordinates(leading: int, size: int) -> Array:
     """1 … size along a last axis, after `leading` axes of size one (0 would leave the hash of the row as it is)."""
-    return jax.lax.broadcasted_iota(
-        jnp.uint32, (1,) * leading + (size,), leading
-    ) + jnp.uint32(1)
+    return jax.lax.broadcasted_iota(jnp.uint32, (1,) * leading + (size,), leading) + jnp.uint32(1)

@@ -26,9 +26,7 @@ into stacked arrays (a fifth of the step there), while more layers would only co
 class EncoderLayer(nnx.Module):
     """Attention and feed-forward, each with dropout, a residual and layer norm after it (post-LN)."""
 
-    def __init__(
-        self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, inner, stddev = (
             config.hidden_size,
             config.intermediate_size,
@@ -36,9 +34,7 @@ class EncoderLayer(nnx.Module):
         )
         self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
         self.attention_norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
-        self.intermediate = Dense(
-            (width,), (inner,), stddev=stddev, dtype=dtype, rngs=rngs
-        )
+        self.intermediate = Dense((width,), (inner,), stddev=stddev, dtype=dtype, rngs=rngs)
         self.output = Dense((inner,), (width,), stddev=stddev, dtype=dtype, rngs=rngs)
         self.output_norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
         self.config = config
@@ -55,14 +51,10 @@ class EncoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         """The layer's output (of position 0 alone if `first_only`: Q = 1) and the signals in `wanted`."""
         config = self.config
-        attended, signals = self.attention(
-            x, bias, seeds=seeds, layer=layer, wanted=wanted, first_only=first_only
-        )
+        attended, signals = self.attention(x, bias, seeds=seeds, layer=layer, wanted=wanted, first_only=first_only)
         # DistilBERT has no dropout between its attention's output projection and the residual.
         rate = 0.0 if config.model_type == "distilbert" else config.hidden_dropout_prob
-        attended = dropout(
-            attended, seeds, rate=rate, site=Site.ATTENTION_OUTPUT, layer=layer
-        )
+        attended = dropout(attended, seeds, rate=rate, site=Site.ATTENTION_OUTPUT, layer=layer)
         x = self.attention_norm(attended + (x[:, :1] if first_only else x))
         inner = self.output(activation(config.hidden_act)(self.intermediate(x)))
         inner = dropout(
@@ -79,9 +71,7 @@ class EncoderLayer(nnx.Module):
 class Encoder(nnx.Module):
     """The layers' parameters, stacked on a leading axis L; `Layers` runs them."""
 
-    def __init__(
-        self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         @nnx.split_rngs(splits=config.num_hidden_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stacked(rngs: nnx.Rngs) -> EncoderLayer:
@@ -124,18 +114,11 @@ class Layers:
                 x, signals = body(x, (params, jnp.uint32(layers[0])))
                 signals = {name: value[None] for name, value in signals.items()}
             else:
-                x, signals = jax.lax.scan(
-                    body, x, (params, jnp.asarray(layers, jnp.uint32))
-                )
+                x, signals = jax.lax.scan(body, x, (params, jnp.asarray(layers, jnp.uint32)))
             for name, value in signals.items():
                 first = layers[0] + (name == "hidden_states")
-                collected.setdefault(name, {}).update(
-                    {first + i: value[i] for i in range(len(layers))}
-                )
-        return x, {
-            name: jnp.stack([collected[name][i] for i in chosen])
-            for name, chosen in request.layers
-        }
+                collected.setdefault(name, {}).update({first + i: value[i] for i in range(len(layers))})
+        return x, {name: jnp.stack([collected[name][i] for i in chosen]) for name, chosen in request.layers}
 
     def _layer(
         self, x: Array, scanned: tuple[Params, Array], *, bias: Array, **how: Any
@@ -143,27 +126,16 @@ class Layers:
         params, layer = scanned
         return nnx.merge(self.graphdef, nnx.State(params))(x, bias, layer=layer, **how)
 
-    def _segments(
-        self, request: Request, *, apart: bool
-    ) -> Iterator[tuple[range, Any]]:
+    def _segments(self, request: Request, *, apart: bool) -> Iterator[tuple[range, Any]]:
         """(layers, their parameters): stacked for several, plain for one; the last layer on its own if `apart`."""
         if not isinstance(self.params, Mapping):
-            yield from (
-                (range(i, i + 1), params) for i, params in enumerate(self.params)
-            )
+            yield from ((range(i, i + 1), params) for i, params in enumerate(self.params))
             return
         starts = [0]
         for layer in range(1, self.count):
-            if (
-                self._loops
-                or request.at(layer) != request.at(layer - 1)
-                or (apart and layer == self.count - 1)
-            ):
+            if self._loops or request.at(layer) != request.at(layer - 1) or (apart and layer == self.count - 1):
                 starts.append(layer)
-        segments = [
-            range(start, stop)
-            for start, stop in zip(starts, [*starts[1:], self.count], strict=True)
-        ]
+        segments = [range(start, stop) for start, stop in zip(starts, [*starts[1:], self.count], strict=True)]
         for layers, part in zip(
             segments,
             _cut(self.params, [len(layers) for layers in segments]),
@@ -200,7 +172,5 @@ def unstack_layers(params: Params) -> dict[str, Any]:
 
 def stack_layers(params: Params) -> dict[str, Any]:
     """The inverse of `unstack_layers`."""
-    stacked = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *params["encoder"]["layers"]
-    )
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["encoder"]["layers"])
     return {**params, "encoder": {"layers": stacked}}

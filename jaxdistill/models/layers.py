@@ -41,9 +41,7 @@ class Dense(nnx.Module):
         )
 
 
-def affine(
-    x: Array, kernel: Array, bias: Array, *, contract: int = 1, dtype: jnp.dtype
-) -> Array:
+def affine(x: Array, kernel: Array, bias: Array, *, contract: int = 1, dtype: jnp.dtype) -> Array:
     """x [*B, *I] · kernel [*I, *O] + bias [*O] in `dtype`, as one matrix product."""
     batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
     width = math.prod(kernel.shape[:contract])
@@ -64,9 +62,7 @@ class LayerNorm(nnx.Module):
         """(x − mean) / √(variance + eps) · scale + bias."""
         shape = (1,) * (x.ndim - 1) + (-1,)
         normed = _standardise(x.astype(jnp.float32), self.eps)
-        return (
-            normed * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)
-        ).astype(self.dtype)
+        return (normed * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(self.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -76,16 +72,12 @@ def _standardise(x: Array, eps: float) -> Array:
 
 
 @_standardise.defjvp
-def _standardise_jvp(
-    eps: float, primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
+def _standardise_jvp(eps: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """The projection off the mean and off the result: two reductions backwards, and x is not kept."""
     normed, scale = _moments(primals[0], eps)
     tangent = tangents[0]
     along = jnp.mean(tangent * normed, axis=-1, keepdims=True)
-    return normed, scale * (
-        tangent - jnp.mean(tangent, axis=-1, keepdims=True) - normed * along
-    )
+    return normed, scale * (tangent - jnp.mean(tangent, axis=-1, keepdims=True) - normed * along)
 
 
 def _moments(x: Array, eps: float) -> tuple[Array, Array]:

@@ -54,9 +54,7 @@ def parse(outputs: Outputs, num_layers: int) -> Request:
     )
     unknown = sorted(set(wanted) - set(OUTPUTS))
     if unknown:
-        raise ModelError(
-            f"outputs: unknown {', '.join(unknown)}; a model gives {', '.join(OUTPUTS)}"
-        )
+        raise ModelError(f"outputs: unknown {', '.join(unknown)}; a model gives {', '.join(OUTPUTS)}")
     layers = []
     for name, chosen in wanted.items():
         if name not in (*PER_LAYER, "hidden_states"):
@@ -65,8 +63,6 @@ def parse(outputs: Outputs, num_layers: int) -> Request:
         indices = tuple(range(count)) if chosen is None else tuple(chosen)
         bad = [i for i in indices if not -count <= i < count]
         if bad:
-            raise ModelError(
-                f"outputs: {name} of layers {bad}, but this model has {count} (0 to {count - 1})"
-            )
+            raise ModelError(f"outputs: {name} of layers {bad}, but this model has {count} (0 to {count - 1})")
         layers.append((name, tuple(i % count for i in indices)))
     return Request(frozenset(wanted), tuple(layers))

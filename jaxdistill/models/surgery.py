@@ -22,9 +22,7 @@ def select_layers(params: Params, indices: Sequence[int]) -> dict[str, Any]:
     count = jax.tree.leaves(layers)[0].shape[0]
     bad = [i for i in indices if not 0 <= i < count]
     if bad or not indices:
-        raise ModelError(
-            f"layers {list(indices)}: this model has layers 0 to {count - 1}"
-        )
+        raise ModelError(f"layers {list(indices)}: this model has layers 0 to {count - 1}")
     chosen = np.asarray(indices)
     return jax.tree.map(lambda leaf: leaf[chosen], layers)
 
@@ -42,14 +40,10 @@ def svd_factorise(
     """
     exact = np.asarray(table, dtype=np.float64)
     if not 1 <= width <= exact.shape[1]:
-        raise ModelError(
-            f"width {width}: a table of width {exact.shape[1]} factorises into 1 to {exact.shape[1]}"
-        )
+        raise ModelError(f"width {width}: a table of width {exact.shape[1]} factorises into 1 to {exact.shape[1]}")
     mean = exact.mean(axis=0)
     centred = exact - mean
-    variances, directions = np.linalg.eigh(
-        centred.T @ centred / len(centred)
-    )  # ascending
+    variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))  # ascending
     directions = directions[:, ::-1][:, :width]
     deviations = np.sqrt(np.maximum(variances[::-1][:width], np.finfo(np.float64).tiny))
     left = centred @ directions / deviations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill.errors import ExternalError, ModelError
+from jaxdistill.atomic import atomic_write_json, disk_errors, replace_directory
+from jaxdistill.errors import ModelError
 from jaxdistill.models.build import Model, parameter_shapes
 from jaxdistill.models.config import config_to_hf
 from jaxdistill.models.convert.safetensors_io import write_tensors
@@ -35,22 +34,18 @@ def save_pretrained(
     directory = Path(directory)
     tensors = to_tensors(model, params, factorised=factorised)
     config = config_to_hf(model.config, task=model.task, factorised=factorised)
-    try:
+    with disk_errors(directory, doing="write"):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
-            staged = Path(temporary) / directory.name
+        with tempfile.TemporaryDirectory(
+            dir=directory.parent, prefix=f".{directory.name}.", suffix=".tmp"
+        ) as temporary:
+            staged = Path(temporary) / "model"
             staged.mkdir()
             write_tensors(tensors, staged)
-            (staged / "config.json").write_text(
-                json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            atomic_write_json(staged / "config.json", config)
             if tokenizer is not None:
                 (getattr(tokenizer, "save_pretrained", None) or tokenizer.save)(staged)
-            _move(staged, directory)
-    except OSError as error:
-        raise ExternalError(
-            f"{directory}: cannot be written ({error}); free space or choose another directory"
-        ) from error
+            _put(staged, directory)
     return directory
 
 
@@ -93,14 +88,11 @@ def _check(model: Model, params: Params) -> None:
         raise ModelError("parameters are not this model's: " + "; ".join(wrong))
 
 
-def _move(staged: Path, directory: Path) -> None:
-    """The staged directory in its place: one rename if the place is free, else file by file."""
-    if not directory.exists():
-        staged.rename(directory)
+def _put(staged: Path, directory: Path) -> None:
+    """The staged directory in its place: whole if that replaces nothing else, file by file beside what is not ours."""
+    new = {path.name for path in staged.iterdir()}
+    if not directory.exists() or {path.name for path in directory.iterdir()} <= new:
+        replace_directory(staged, directory)
         return
     for path in sorted(staged.iterdir()):
-        target = directory / path.name
-        if path.is_dir():
-            shutil.copytree(path, target, dirs_exist_ok=True)
-        else:
-            path.replace(target)
+        path.replace(directory / path.name)
