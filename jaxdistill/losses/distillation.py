@@ -52,7 +52,7 @@ def mixture_logits(
     for index, teacher in enumerate(teachers):
         wide = jax.lax.stop_gradient(teacher.astype(jnp.float32))
         below_top = (wide - jnp.max(wide, axis=-1, keepdims=True)) / temperature
-        # Normalisers are divided by, not subtracted as logarithms: their rounding would shift teachers against each other.
+        # Divided by the normaliser: the rounding of its logarithm would shift one teacher against another.
         factors.append(shares[index] / jnp.sum(jnp.exp(below_top), axis=-1, keepdims=True))
         scaled.append(jnp.where(shares[index] > 0, below_top, -jnp.inf))
     top = scaled[0]

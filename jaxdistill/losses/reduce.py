@@ -46,8 +46,7 @@ def masked_mean(
         values: [...] any float dtype, one value per position. Excluded entries may be NaN.
         where: [...] bool, True = counted; None counts every position.
         axis_name: mapped axis (or axes) of `pmap`, `shard_map` or `vmap` to add up over: every device then returns the
-            mean over all devices' counted positions, however unevenly they are spread. Differentiating inside the
-            mapped function transposes the `psum` as well: see the note.
+            mean over all devices' counted positions, however unevenly they are spread.
 
     Returns:
         float32 scalar.
@@ -56,9 +55,9 @@ def masked_mean(
         ValueError: `where` is not bool or not of the values' shape.
 
     Note:
-        With `axis_name`, inside `pmap` (or `shard_map` with `check_vma=False`), `jax.grad` on every device gives the
-        gradient of the *sum of all devices' identical means*, that is, its own share times the number of devices:
-        `lax.pmean` of the gradients is the whole batch's gradient.
+        `jax.grad` *inside* `pmap` (or `shard_map` with `check_vma=False`) transposes the `psum` too: each device gets
+        its own share times the number of devices, and `lax.pmean` of the gradients is the whole batch's gradient.
+        Inside `shard_map` proper, the gradient of a replicated parameter is the whole batch's as it stands.
     """
     total, count = masked_sum_count(values, where)
     if axis_name is not None:
