@@ -142,8 +142,8 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
     from jaxdistill.train.optimizer import build_optimizer
 
     layers, hidden, heads, intermediate = SHAPES[arguments.student]
-    config = DataConfig(text=("sentence",), train=SourceConfig(path=str(arguments.data)), max_length=128)
-    rows = data.load_rows(config, config.train)
+    source = SourceConfig(path=str(arguments.data))
+    rows = data.load_rows(DataConfig(text=("sentence",)), source)
     labels, _ = data.encode_labels(rows, None)
     tokenizer = data.load_tokenizer(str(arguments.teacher))
     dataset = data.tokenize(rows, [tokenizer], max_length=128, truncate=True, labels=labels)
@@ -214,7 +214,6 @@ def _measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
             intermediate_size=intermediate,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            num_labels=2,
         )
     ).train()
     if arguments.variant.endswith("compiled"):

@@ -13,6 +13,6 @@ def use_compilation_cache(directory: Path) -> None:
     A second start of the same run, a resume, and the repeats of a stage then read their programs instead of compiling
     them. What is in the cache depends on the program, the compiler and the device, so nothing stale is ever used.
     """
-    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    if jax.config.read("jax_compilation_cache_dir") is None and jax.config.read("jax_enable_compilation_cache"):
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

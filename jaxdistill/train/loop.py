@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from jaxdistill.distill.objective import Objective
 from jaxdistill.distill.teacher import Teacher
 from jaxdistill.errors import DivergedError, Interrupted
 from jaxdistill.models import Model
+from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, load_params
 from jaxdistill.train.evaluate import collect_logits, evaluate_logits, make_eval_step
 from jaxdistill.train.metrics import MetricsWriter, fetch
@@ -56,7 +57,7 @@ class Job:
     train: data.TokenizedDataset
     validation: data.TokenizedDataset
     validation_logits: np.ndarray | None
-    batching: str
+    batching: Literal["padded", "bucketed"]
     shuffle_window: int
     parallel: ParallelConfig
     logging: LoggingConfig
@@ -107,7 +108,7 @@ class _Tally:
         return self.examples / busy, self.tokens / busy
 
 
-def make_step(job: Job, mesh: Mesh) -> tuple[TrainStep, optax.GradientTransformation, optax.Schedule]:
+def make_step(job: Job, mesh: Mesh) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
     """The stage's compiled step, with the optimizer and schedule it was made from."""
     optimizer, schedule = build_optimizer(job.config.train, job.total_steps)
     step = make_train_step(
@@ -238,7 +239,7 @@ class _Loop:
         examples_per_second, tokens_per_second = self.tally.rates()
         values = {
             **means,
-            "learning_rate": float(self.schedule(self.done)),
+            "learning_rate": float(np.asarray(self.schedule(self.done))),
             "examples_per_second": examples_per_second,
             "tokens_per_second": tokens_per_second,
         }

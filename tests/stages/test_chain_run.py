@@ -18,7 +18,6 @@ from jaxdistill.errors import CheckpointError, ConfigError, DivergedError, Model
 from jaxdistill.stages import check, execute
 from jaxdistill.train.checkpoint import load_params
 
-
 KEYS = ["teacher", "assistant", "student/seed-3", "student/seed-1", "scratch"]
 
 
