@@ -16,7 +16,8 @@ from jaxdistill.models.attention import attention_bias
 from jaxdistill.models.config import EncoderConfig
 from jaxdistill.models.dropout import Site, dropout
 from jaxdistill.models.encoder import Encoder, Layers
-from jaxdistill.models.layers import Dense, LayerNorm, activation, normal
+from jaxdistill.models.init import constant, weight
+from jaxdistill.models.layers import Dense, LayerNorm, activation
 from jaxdistill.models.outputs import Request
 from jaxdistill.typing import Array, Batch, Float, Int
 
@@ -24,16 +25,16 @@ from jaxdistill.typing import Array, Batch, Float, Int
 class Embeddings(nnx.Module):
     """Word (or factorised word), position and token-type embeddings, layer norm, dropout."""
 
-    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
         width, stddev = config.hidden_size, config.initializer_range
         if config.model_type == "bert_hash":
-            self.word_table = nnx.Param(normal(rngs, (config.vocab_size, config.projections), stddev))
-            self.word_projection = Dense((config.projections,), (width,), stddev=stddev, dtype=dtype, rngs=rngs)
+            self.word_table = weight((config.vocab_size, config.projections), stddev=stddev)
+            self.word_projection = Dense((config.projections,), (width,), stddev=stddev, dtype=dtype)
         else:
-            self.word = nnx.Param(normal(rngs, (config.vocab_size, width), stddev))
-        self.position = nnx.Param(normal(rngs, (config.max_position_embeddings, width), stddev))
+            self.word = weight((config.vocab_size, width), stddev=stddev)
+        self.position = weight((config.max_position_embeddings, width), stddev=stddev)
         if config.type_vocab_size:
-            self.token_type = nnx.Param(normal(rngs, (config.type_vocab_size, width), stddev))
+            self.token_type = weight((config.type_vocab_size, width), stddev=stddev)
         self.norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
         self.config = config
         self.dtype = dtype
@@ -90,18 +91,12 @@ class Embeddings(nnx.Module):
 class ClassifierNetwork(nnx.Module):
     """Encoder, pooler on the first position, classifier."""
 
-    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
         width, stddev = config.hidden_size, config.initializer_range
-        self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
-        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.pooler = Dense((width,), (width,), stddev=stddev, dtype=dtype, rngs=rngs)
-        self.classifier = Dense(
-            (width,),
-            (config.num_labels,),
-            stddev=stddev,
-            dtype=jnp.dtype(jnp.float32),
-            rngs=rngs,
-        )
+        self.embeddings = Embeddings(config, dtype=dtype)
+        self.encoder = Encoder(config, dtype=dtype)
+        self.pooler = Dense((width,), (width,), stddev=stddev, dtype=dtype)
+        self.classifier = Dense((width,), (config.num_labels,), stddev=stddev, dtype=jnp.dtype(jnp.float32))
         self.config = config
 
     def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
@@ -141,13 +136,13 @@ class ClassifierNetwork(nnx.Module):
 class MaskedLMNetwork(nnx.Module):
     """Encoder and masked-LM head: dense, activation, layer norm, decoder tied to the word embedding."""
 
-    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
         width = config.hidden_size
-        self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
-        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.transform = Dense((width,), (width,), stddev=config.initializer_range, dtype=dtype, rngs=rngs)
+        self.embeddings = Embeddings(config, dtype=dtype)
+        self.encoder = Encoder(config, dtype=dtype)
+        self.transform = Dense((width,), (width,), stddev=config.initializer_range, dtype=dtype)
         self.transform_norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
-        self.decoder_bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
+        self.decoder_bias = constant((config.vocab_size,), 0.0)
         self.config = config
 
     def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:

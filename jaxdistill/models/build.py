@@ -16,6 +16,7 @@ from jaxdistill.models.bert import ClassifierNetwork, MaskedLMNetwork
 from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
 from jaxdistill.models.dropout import example_seeds
 from jaxdistill.models.encoder import Layers
+from jaxdistill.models.init import Path, declared, draw
 from jaxdistill.models.outputs import Outputs, parse
 from jaxdistill.typing import Batch, Params, PRNGKeyArray, Signals
 
@@ -41,8 +42,7 @@ class Model:
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Fresh float32 parameters: normal kernels and tables (initializer_range), zero biases. Can be jitted."""
-        network = TASKS[self.task](self.config, dtype=self.dtype, rngs=nnx.Rngs(params=key))
-        return nnx.to_pure_dict(nnx.state(network, nnx.Param))
+        return draw(key, structure(self).parameters)
 
     def apply(
         self,
@@ -76,12 +76,9 @@ class Model:
         if key is not None and "example_id" not in batch:
             raise ModelError("batch: dropout needs example_id [B], from which each example's masks are drawn")
         seeds = None if key is None else example_seeds(key, batch["example_id"])
-        outer, layer = _graphdefs(self)
-        network = nnx.merge(
-            outer,
-            nnx.State({name: leaf for name, leaf in params.items() if name != "encoder"}),
-        )
-        layers = Layers(layer, params["encoder"]["layers"], self.config.num_hidden_layers)
+        parts = structure(self)
+        network = nnx.merge(parts.outer, nnx.State({name: leaf for name, leaf in params.items() if name != "encoder"}))
+        layers = Layers(parts.layer, params["encoder"]["layers"], self.config.num_hidden_layers)
         return network(batch, layers, request=request, seeds=seeds)
 
 
@@ -119,15 +116,23 @@ def build(
     return Model(config=config, task=task, dtype=dtype)
 
 
+@dataclass(frozen=True)
+class Structure:
+    """A network without its arrays: the module outside its layers, one layer, and the parameters declared."""
+
+    outer: Any
+    layer: Any
+    parameters: dict[Path, nnx.Param]
+
+
 @lru_cache(maxsize=64)
-def _graphdefs(model: Model) -> tuple[Any, Any]:
-    """Structures without arrays: of the network outside its layers, and of one layer."""
-    network = nnx.eval_shape(
-        lambda: TASKS[model.task](model.config, dtype=model.dtype, rngs=nnx.Rngs(params=jax.random.key(0)))
-    )
+def structure(model: Model) -> Structure:
+    """What `init` draws and `apply` fills with arrays."""
+    network = nnx.eval_shape(lambda: TASKS[model.task](model.config, dtype=model.dtype))
+    parameters = declared(network)
     layer = nnx.split(network.encoder.layers)[0]
     del network.encoder
-    return nnx.split(network)[0], layer
+    return Structure(nnx.split(network)[0], layer, parameters)
 
 
 def parameter_shapes(model: Model) -> dict[str, Any]:

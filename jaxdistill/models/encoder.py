@@ -26,16 +26,16 @@ into stacked arrays (a fifth of the step there), while more layers would only co
 class EncoderLayer(nnx.Module):
     """Attention and feed-forward, each with dropout, a residual and layer norm after it (post-LN)."""
 
-    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
         width, inner, stddev = (
             config.hidden_size,
             config.intermediate_size,
             config.initializer_range,
         )
-        self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
+        self.attention = SelfAttention(config, dtype=dtype)
         self.attention_norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
-        self.intermediate = Dense((width,), (inner,), stddev=stddev, dtype=dtype, rngs=rngs)
-        self.output = Dense((inner,), (width,), stddev=stddev, dtype=dtype, rngs=rngs)
+        self.intermediate = Dense((width,), (inner,), stddev=stddev, dtype=dtype)
+        self.output = Dense((inner,), (width,), stddev=stddev, dtype=dtype)
         self.output_norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
         self.config = config
 
@@ -71,13 +71,11 @@ class EncoderLayer(nnx.Module):
 class Encoder(nnx.Module):
     """The layers' parameters, stacked on a leading axis L; `Layers` runs them."""
 
-    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        @nnx.split_rngs(splits=config.num_hidden_layers)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked(rngs: nnx.Rngs) -> EncoderLayer:
-            return EncoderLayer(config, dtype=dtype, rngs=rngs)
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
+        def layer() -> EncoderLayer:
+            return EncoderLayer(config, dtype=dtype)
 
-        self.layers = stacked(rngs)
+        self.layers = nnx.vmap(layer, in_axes=(), out_axes=0, axis_size=config.num_hidden_layers)()
 
 
 @dataclass(frozen=True)

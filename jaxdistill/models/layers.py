@@ -10,23 +10,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdistill.models.init import constant, weight
 from jaxdistill.typing import Array, Float
 
 
 class Dense(nnx.Module):
     """x · kernel + bias over the last `contract` axes of x; kernel [*inputs, *outputs], bias [*outputs]."""
 
-    def __init__(
-        self,
-        inputs: tuple[int, ...],
-        outputs: tuple[int, ...],
-        *,
-        stddev: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.kernel = nnx.Param(normal(rngs, (*inputs, *outputs), stddev))
-        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, stddev: float, dtype: jnp.dtype) -> None:
+        self.kernel = weight((*inputs, *outputs), stddev=stddev)
+        self.bias = constant(outputs, 0.0)
         self.contract = len(inputs)
         self.dtype = dtype
 
@@ -53,8 +46,8 @@ class LayerNorm(nnx.Module):
     """Layer norm over the last axis in float32, centred before it is squared; the result is in `dtype`."""
 
     def __init__(self, width: int, *, eps: float, dtype: jnp.dtype) -> None:
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.scale = constant((width,), 1.0)
+        self.bias = constant((width,), 0.0)
         self.eps = eps
         self.dtype = dtype
 
@@ -85,11 +78,6 @@ def _moments(x: Array, eps: float) -> tuple[Array, Array]:
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
     return centred * scale, scale
-
-
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> Array:
-    """float32 normal values of standard deviation `stddev`."""
-    return jax.random.normal(rngs.params(), shape, jnp.float32) * stddev
 
 
 def activation(name: str) -> Callable[[Array], Array]:

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.errors import ModelError
-from jaxdistill.models.build import Model, build, parameter_shapes
+from jaxdistill.models.build import Model, build, parameter_shapes, structure
 from jaxdistill.models.config import EncoderConfig, config_from_hf
 from jaxdistill.models.convert.safetensors_io import Checkpoint
 from jaxdistill.models.convert.tables import PREFIXES, Entry, entries
 from jaxdistill.models.hub import resolve
+from jaxdistill.models.init import draw, put
 
 _HEADS = ("pooler", "classifier", "transform", "transform_norm", "decoder_bias")
 _BASE = ("embeddings", "encoder", "pooler", "transformer")
@@ -107,7 +108,9 @@ def _load(
     params: dict[str, Any] = _fresh(model, [entry.path for entry in fresh], seed) if fresh else {}
     for entry in table:
         if entry not in fresh:
-            _set(params, entry.path, _read(entry, _leaf(shapes, entry.path).shape, checkpoint, names))
+            put(params, entry.path, _read(entry, _leaf(shapes, entry.path).shape, checkpoint, names))
+    if model.config.model_type == "bert_hash":  # its projection may have been saved without a bias, which is then 0
+        params["embeddings"]["word_projection"].setdefault("bias", jnp.zeros(model.config.hidden_size, jnp.float32))
     return params, found
 
 
@@ -200,25 +203,12 @@ def _read(entry: Entry, shape: tuple[int, ...], checkpoint: Checkpoint, names: d
 
 
 def _fresh(model: Model, paths: list[tuple[str, ...]], seed: int) -> dict[str, Any]:
-    """The leaves at `paths` as `init` would draw them, and nothing else."""
-
-    def pick(key: jax.Array) -> list[jax.Array]:
-        params = model.init(key)
-        return [_leaf(params, path) for path in paths]
-
-    params: dict[str, Any] = {}
-    for path, leaf in zip(paths, jax.jit(pick)(jax.random.key(seed)), strict=True):
-        _set(params, path, leaf)
-    return params
+    """The leaves at `paths` exactly as `init` would draw them, and nothing else."""
+    declared = structure(model).parameters
+    return jax.jit(lambda key: draw(key, {path: declared[path] for path in paths}))(jax.random.key(seed))
 
 
 def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
     for part in path:
         tree = tree[part]
     return tree
-
-
-def _set(tree: dict[str, Any], path: tuple[str, ...], leaf: Any) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = leaf

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,5 +101,14 @@ class Checkpoint:
 
 
 def write_tensors(tensors: dict[str, np.ndarray], directory: Path) -> None:
-    """Writes model.safetensors the way transformers marks its own."""
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    """Writes model.safetensors the way transformers marks its own.
+
+    Raises:
+        OSError: the disk is full or cannot be written (safetensors' own error holds the number only in its text).
+    """
+    path = directory / WEIGHTS
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
