@@ -26,7 +26,7 @@ _SERIES_RADIUS = 2.0
 _SERIES = [1.0 / math.factorial(k + 2) for k in range(12)]
 # Below this a float32 probability has lost digits (denormals) and is no divisor.
 SMALLEST_DIVISOR = 1e-30
-# KL from which the textbook difference of log-normalisers is the more accurate form.
+# From here on the textbook difference of log-normalisers is the more accurate form.
 _TEXTBOOK_KL = 0.5
 
 
@@ -40,9 +40,9 @@ class Comparison(NamedTuple):
     log_ratio: Float[Array, "*B V"]
     """log(q/p) up to the rounding of a row constant; 0 where either logit is −inf."""
     common: Bool[Array, "*B V"]
-    """Both logits finite (or NaN, which is left to spread)."""
+    """Both logits finite."""
     kl: Float[Array, "*B 1"]
-    """KL(p ‖ q) of p restricted to the entries where q's logit is finite."""
+    """KL(p ‖ q), to be read only where not `unsupported`."""
     unsupported: Bool[Array, "*B 1"]
     """Somewhere p's logit is finite and q's is −inf: the whole KL(p ‖ q) is +inf."""
 
@@ -80,48 +80,40 @@ def identity_minus_log1p(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def compare(p_logits: Float[Array, "*B V"], q_logits: Float[Array, "*B V"], temperature: Scalar) -> Comparison:
     """Compares softmax(p_logits/T) with softmax(q_logits/T). Both float32 and of one shape."""
-    p_absent, q_absent = p_logits == -jnp.inf, q_logits == -jnp.inf
-    common = ~(p_absent | q_absent)
     p_top = stop_gradient(jnp.max(p_logits, axis=-1, keepdims=True))
     q_top = stop_gradient(jnp.max(q_logits, axis=-1, keepdims=True))
     p_weight, q_weight = jnp.exp((p_logits - p_top) / temperature), jnp.exp((q_logits - q_top) / temperature)
-    p_common = jnp.where(q_absent, 0.0, p_weight)
-    p_sum, p_sum_common, q_sum = _row_sum(p_weight), _row_sum(p_common), _row_sum(q_weight)
-    divisor = jnp.maximum(p_sum_common, SMALLEST_DIVISOR)
+    p_sum, q_sum = _row_sum(p_weight), _row_sum(q_weight)
 
     # The centre: once by the mean itself, once more by what its rounding left over (`rest`).
     difference, tail = _exact_difference(q_logits, p_logits)
-    centre = stop_gradient(_row_sum(jnp.where(common, p_common * difference, 0.0)) / divisor)
-
-    def shifted(constant):  # v − constant, shifted before anything is rounded to v's own size
-        return jnp.where(common, (((difference - centre) - temperature * constant) + tail) / temperature, 0.0)
-
-    v = shifted(0.0)
-    rest = _row_sum(jnp.where(p_common > 0.0, p_common * v, 0.0)) / divisor
+    common = jnp.abs(difference) < jnp.inf
+    centre = stop_gradient(_row_sum(jnp.where(common, p_weight * difference, 0.0)) / p_sum)
+    v = jnp.where(common, ((difference - centre) + tail) / temperature, 0.0)
+    rest = _row_sum(jnp.where(p_weight > 0.0, p_weight * v, 0.0)) / p_sum
 
     top_difference, top_tail = _exact_difference(q_top, p_top)
     offset = ((top_difference - centre) + top_tail) / temperature
     # q_weight·scale = p·e^v. Where `near` is used, offset ≤ log V + KL; clipped, nothing overflows where it is not.
-    scale = jnp.exp(jnp.minimum(offset, 16.0)) / divisor
+    scale = jnp.exp(jnp.minimum(offset, 16.0)) / p_sum
     series = jnp.abs(v) < _SERIES_RADIUS
     excess = jnp.where(
         series & common,
-        p_common * expm1_minus_identity(jnp.where(series, v, 0.0)) / divisor,
-        q_weight * scale - jnp.where(p_common > 0.0, p_common * (1.0 + v), 0.0) / divisor,
+        p_weight * expm1_minus_identity(jnp.where(series, v, 0.0)) / p_sum,
+        q_weight * scale - jnp.where(p_weight > 0.0, p_weight * (1.0 + v), 0.0) / p_sum,
     )
-    mean_excess = _row_sum(excess)
+    mean_excess = _row_sum(excess)  # with −p where only q is impossible: log1p(mean_excess + rest) stays log Σ p·e^v
     near = mean_excess - identity_minus_log1p(mean_excess + rest)  # = log1p(mean_excess + rest) − rest
-    far = offset + jnp.log(q_sum) - jnp.log(divisor) - rest
-    kl = jnp.maximum(jnp.where(far > _TEXTBOOK_KL, far, near), 0.0)
-
+    log_total = offset + jnp.log(q_sum) - jnp.log(p_sum)  # of p·e^v, the textbook's way
+    kl = jnp.where(jnp.abs(log_total) > _TEXTBOOK_KL, log_total - rest, near)
     return Comparison(
         p=p_weight / p_sum,
         q=q_weight / q_sum,
-        centred=shifted(rest),
-        log_ratio=shifted(rest + kl - jnp.log(p_sum / divisor)),
+        centred=v - rest,
+        log_ratio=v - (rest + kl),
         common=common,
-        kl=kl,
-        unsupported=jnp.any(q_absent & ~p_absent, axis=-1, keepdims=True),
+        kl=jnp.maximum(kl, 0.0),
+        unsupported=jnp.any((q_logits == -jnp.inf) & (p_logits != -jnp.inf), axis=-1, keepdims=True),
     )
 
 

@@ -72,7 +72,7 @@ def as_temperature(temperature: float | Scalar) -> Scalar:
     if is_static(temperature):
         if not (math.isfinite(temperature) and temperature > 0):  # pyright: ignore[reportArgumentType]
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    elif isinstance(temperature, bool) or not hasattr(temperature, "shape"):
+    elif not isinstance(temperature, (jax.Array, np.ndarray)):
         raise ValueError(f"temperature must be a number or a scalar array, got {temperature!r}")
     elif temperature.shape != ():
         raise ValueError(f"temperature must be a scalar, got shape {temperature.shape}")
