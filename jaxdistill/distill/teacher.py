@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.models import unstack_layers
 from jaxdistill.typing import Batch, Params, Signals
+
+_UNSTACK_ON_CPU = 12
+"""Up to so many layers, a teacher's are kept apart on CPU; more would only compile longer."""
 
 
 class Teacher(Protocol):
     """Produces signals for a batch. Immutable; parameters are passed in and never receive a gradient."""
+
+    def prepare(self, params: Params) -> Params:
+        """The parameters as `signals` reads them fastest; called once, outside the step."""
+        ...
 
     def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
         """The named signals for `batch`, under stop_gradient and without dropout."""
@@ -39,6 +47,12 @@ class OnlineTeacher:
     model: Any
     tokenizer_index: int = 0
 
+    def prepare(self, params: Params) -> Params:
+        """On CPU, layers apart: taking them from a stack would copy every one of them in every step."""
+        layers = params.get("encoder", {}).get("layers")
+        stacked = isinstance(layers, Mapping) and jax.tree.leaves(layers)[0].shape[0] <= _UNSTACK_ON_CPU
+        return unstack_layers(params) if stacked and jax.default_backend() == "cpu" else params
+
     def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
         """One forward pass without dropout; only what is asked for is computed."""
         # stopping the parameters as well keeps the whole forward pass out of the linearisation
@@ -54,6 +68,10 @@ class CachedTeacher:
 
     An example_id beyond the cache gives NaN, so that a cache of other data fails at once instead of teaching noise.
     """
+
+    def prepare(self, params: Params) -> Params:
+        """As they are."""
+        return params
 
     def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
         """Rows of the cache for the batch's examples (filler rows get the first row, which no term counts).

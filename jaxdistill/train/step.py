@@ -210,7 +210,10 @@ class TrainStep:
 
     def put_params(self, teacher_params: Sequence[Params]) -> tuple[Params, ...]:
         """The teachers' parameters where the step wants them: once per stage."""
-        return tuple(self._put(params) for params in teacher_params)
+        teachers = self._program.teachers
+        return tuple(
+            self._put(teacher.prepare(params)) for teacher, params in zip(teachers, teacher_params, strict=True)
+        )
 
     def get_state(self, state: TrainState) -> TrainState:
         """The ordinary state, as checkpoints and evaluation take it; it shares no donated memory under `pmap`."""

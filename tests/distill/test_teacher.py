@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill import models
 from jaxdistill.distill import CachedTeacher, OnlineTeacher
 
 
@@ -29,6 +31,25 @@ def test_a_teacher_reads_its_own_tokenizers_tokens():
     for index, total in ((0, 3.0), (1, 15.0)):
         logits = OnlineTeacher(SumOfIds(), index).signals(jnp.float32(1), batch, ("logits",))["logits"]
         np.testing.assert_array_equal(logits, np.full((2, 1), total))
+
+
+def test_a_prepared_teacher_gives_the_same_signals():
+    shape = {
+        "vocab_size": 9,
+        "hidden_size": 4,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    model = models.build({"model_type": "bert", **shape})
+    params = model.init(jax.random.key(0))
+    ids = jnp.arange(6, dtype=jnp.int32).reshape(2, 3)
+    batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+    teacher = OnlineTeacher(model)
+    prepared = teacher.prepare(params)
+    a, b = (teacher.signals(p, batch, ("logits",))["logits"] for p in (params, prepared))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert teacher.prepare(prepared) is prepared
 
 
 def test_nothing_is_computed_that_no_term_reads():
