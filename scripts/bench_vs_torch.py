@@ -133,6 +133,9 @@ def _rows(path: Path) -> list[tuple[int, str]]:
 
 def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
     """The package's own path: bucketed batches from Grain, teacher and student in one compiled step."""
+    from jaxdistill.host_memory import keep_freed_memory
+
+    keep_freed_memory()  # as `jaxdistill run` does
     import jax
 
     from jaxdistill import data, models

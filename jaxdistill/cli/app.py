@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 import jaxdistill
 from jaxdistill.cli.failures import BROKEN_PIPE, INTERRUPTED, report_failure, silence_stdout
+from jaxdistill.host_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,6 +113,7 @@ def run(
     from jaxdistill.config import load_run
 
     loaded = load_run(config, overrides)
+    keep_freed_memory()  # before numpy and jax are imported
     from jaxdistill import stages
 
     console = _console(stderr=as_json, quiet=quiet)
