@@ -14,9 +14,11 @@ from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
 from jaxdistill.models.encoder import stack_layers, unstack_layers
 from jaxdistill.models.hub import resolve
+from jaxdistill.models.outputs import OUTPUTS
 from jaxdistill.models.surgery import select_layers, svd_factorise
 
 __all__ = [
+    "OUTPUTS",
     "EncoderConfig",
     "LoadReport",
     "Model",
