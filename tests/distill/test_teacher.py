@@ -42,12 +42,13 @@ def test_a_prepared_teacher_gives_the_same_signals():
         "intermediate_size": 8,
     }
     model = models.build({"model_type": "bert", **shape})
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     ids = jnp.arange(6, dtype=jnp.int32).reshape(2, 3)
     batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
     teacher = OnlineTeacher(model)
     prepared = teacher.prepare(params)
-    a, b = (teacher.signals(p, batch, ("logits",))["logits"] for p in (params, prepared))
+    logits = jax.jit(lambda params: teacher.signals(params, batch, ("logits",))["logits"])
+    a, b = logits(params), logits(prepared)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     assert teacher.prepare(prepared) is prepared
 

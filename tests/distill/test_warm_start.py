@@ -21,12 +21,16 @@ SHAPE = {
 }
 
 
-def make(model_type="bert", seed=0, **shape):
-    model = models.build({"model_type": model_type, **SHAPE, **shape}, num_labels=shape.pop("num_labels", 2))
-    params = model.init(jax.random.key(seed))
-    # biases and norms start as constants: random values show what was really copied
-    keys = iter(jax.random.split(jax.random.key(seed + 100), 100))
-    return model, jax.tree.map(lambda x: x + jax.random.normal(next(keys), x.shape), params)
+def make(model_type="bert", seed=0, num_labels=2, **shape):
+    """A model and parameters random in every leaf, biases and norms included: what was copied shows."""
+    model = models.build({"model_type": model_type, **SHAPE, **shape}, num_labels=num_labels)
+    rng = np.random.default_rng(seed)
+    shapes = models.parameter_shapes(model)
+    return model, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def signal(model, params, name):
+    return jax.jit(lambda params: model.apply(params, BATCH, (name,))[name])(params)
 
 
 TEACHER, TEACHER_PARAMS = make()
@@ -85,8 +89,7 @@ def test_distilbert_from_bert_computes_the_same_hidden_states():
     """DistilBERT has no token types: BERT's first type moves into the positions."""
     student, params = make("distilbert", seed=1)
     started, lines = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig("uniform", "copy"))
-    mine = student.apply(started, BATCH, ("last_hidden",))["last_hidden"]
-    theirs = TEACHER.apply(TEACHER_PARAMS, BATCH, ("last_hidden",))["last_hidden"]
+    mine, theirs = signal(student, started, "last_hidden"), signal(TEACHER, TEACHER_PARAMS, "last_hidden")
     np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
     assert not any("pooler" in line for line in lines)  # it squashes with ReLU, BERT with tanh
 
@@ -95,8 +98,8 @@ def test_bert_from_bert_hash_gets_the_folded_table():
     teacher, teacher_params = make("bert_hash", seed=2, projections=5)
     student, params = make(seed=1)
     started, _ = warm_start(student, params, teacher, teacher_params, WarmStartConfig("uniform", "copy"))
-    mine = student.apply(started, BATCH)["logits"]
-    np.testing.assert_allclose(mine, teacher.apply(teacher_params, BATCH)["logits"], rtol=1e-4, atol=1e-4)
+    mine, theirs = signal(student, started, "logits"), signal(teacher, teacher_params, "logits")
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_shorter_student_takes_the_first_positions():
