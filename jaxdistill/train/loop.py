@@ -239,7 +239,7 @@ class _Loop:
         examples_per_second, tokens_per_second = self.tally.rates()
         values = {
             **means,
-            "learning_rate": float(np.asarray(self.schedule(self.done))),
+            "learning_rate": float(np.asarray(self.schedule(self.done - self.tally.skipped))),
             "examples_per_second": examples_per_second,
             "tokens_per_second": tokens_per_second,
         }

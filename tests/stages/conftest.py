@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_chain import TINY, VOCABULARY, write_csv, write_tokenizer
+from tiny_chain import TINY, VOCABULARY, chain_config, run, write_config, write_csv, write_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +26,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.save_pretrained(model, model.init(jax.random.key(0)), directory / "encoder")
     write_tokenizer(directory / "encoder")
     return directory
+
+
+@pytest.fixture(scope="session")
+def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the whole tiny chain, trained without interruption."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    run(write_config(output.parent / "tiny.yaml", chain_config(material, output)))
+    return output

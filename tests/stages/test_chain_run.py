@@ -10,40 +10,12 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny_chain import chain_config, write_config
+from tiny_chain import KEYS, assert_same_params, chain_config, final_params, run, write_config
 
 from jaxdistill import models
 from jaxdistill.config import load_run
 from jaxdistill.errors import CheckpointError, ConfigError, DivergedError, ModelError
-from jaxdistill.stages import check, execute
-from jaxdistill.train.checkpoint import load_params
-
-KEYS = ["teacher", "assistant", "student/seed-3", "student/seed-1", "scratch"]
-
-
-def run(path: Path, *overrides: str, console: Console | None = None):
-    return execute(load_run(path, overrides), console=console or Console(quiet=True))
-
-
-def final_params(output: Path, key: str):
-    record = json.loads((output / "stages" / key / "stage.json").read_text())
-    return load_params(output / "stages" / key / "checkpoints" / str(record["checkpoint"]))
-
-
-def assert_same_params(left: Path, right: Path) -> None:
-    for key in KEYS:
-        a, b = final_params(left, key), final_params(right, key)
-        assert jax.tree.structure(a) == jax.tree.structure(b)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-            np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=key)
-
-
-@pytest.fixture(scope="session")
-def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of the whole tiny chain, trained without interruption."""
-    output = tmp_path_factory.mktemp("finished") / "run"
-    run(write_config(output.parent / "tiny.yaml", chain_config(material, output)))
-    return output
+from jaxdistill.stages import check
 
 
 def test_the_chain_leaves_what_it_promises(finished: Path):

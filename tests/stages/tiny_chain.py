@@ -7,17 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from rich.console import Console
+
+from jaxdistill.config import load_run
+from jaxdistill.stages import Summary, execute
+from jaxdistill.train.checkpoint import load_params
 
 GOOD = ["good", "great", "fine", "lovely", "superb", "charming"]
 BAD = ["bad", "awful", "dull", "poor", "dreadful", "clumsy"]
 PLAIN = ["the", "a", "film", "plot", "actor", "is", "was", "very", "and", "music", "scene", "story"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
+KEYS = ["teacher", "assistant", "student/seed-3", "student/seed-1", "scratch"]
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 def sentence(rng: np.random.Generator, label: int) -> str:
-    words = [str(word) for word in rng.choice(PLAIN, rng.integers(2, 14))]
+    words = [str(word) for word in rng.choice(PLAIN, rng.integers(3, 9))]
     for word in rng.choice(GOOD if label else BAD, rng.integers(1, 3)):
         words.insert(int(rng.integers(0, len(words) + 1)), str(word))
     return " ".join(words)
@@ -109,3 +116,21 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
 
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
+
+
+def run(path: Path, *overrides: str, console: Console | None = None) -> Summary:
+    """Execute a configuration file quietly."""
+    return execute(load_run(path, overrides), console=console or Console(quiet=True))
+
+
+def final_params(output: Path, key: str):
+    record = json.loads((output / "stages" / key / "stage.json").read_text())
+    return load_params(output / "stages" / key / "checkpoints" / str(record["checkpoint"]))
+
+
+def assert_same_params(left: Path, right: Path) -> None:
+    for key in KEYS:
+        a, b = final_params(left, key), final_params(right, key)
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=key)
