@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from jaxdistill.models.build import (
-    Model,
-    build,
-    parameter_bytes,
-    parameter_count,
-    parameter_shapes,
-)
+from jaxdistill.models.build import Model, build, parameter_bytes, parameter_count, parameter_shapes
 from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained

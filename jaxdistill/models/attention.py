@@ -16,11 +16,7 @@ class SelfAttention(nnx.Module):
     """Bidirectional self-attention; qkv kernel [D, 3, N, H], output kernel [N, H, D]."""
 
     def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
-        width, heads, size = (
-            config.hidden_size,
-            config.num_attention_heads,
-            config.head_size,
-        )
+        width, heads, size = (config.hidden_size, config.num_attention_heads, config.head_size)
         stddev = config.initializer_range
         self.qkv = Dense((width,), (3, heads, size), stddev=stddev, dtype=dtype)
         self.output = Dense((heads, size), (width,), stddev=stddev, dtype=dtype)

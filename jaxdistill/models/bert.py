@@ -45,12 +45,7 @@ class Embeddings(nnx.Module):
         x = self._words(ids) + self._positions(ids, batch["attention_mask"])
         if self.config.type_vocab_size:
             x = x + self._token_types(batch.get("token_type_ids"), ids.ndim)
-        return dropout(
-            self.norm(x),
-            seeds,
-            rate=self.config.hidden_dropout_prob,
-            site=Site.EMBEDDINGS,
-        )
+        return dropout(self.norm(x), seeds, rate=self.config.hidden_dropout_prob, site=Site.EMBEDDINGS)
 
     def _words(self, ids: Int[Array, "B S"]) -> Array:
         if self.config.model_type == "bert_hash":
@@ -102,25 +97,14 @@ class ClassifierNetwork(nnx.Module):
     def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
         """The signals asked for; the last layer is computed at position 0 alone when no signal needs the others."""
         whole = "last_hidden" in request.names or request.at(self.config.num_hidden_layers - 1)
-        hidden, signals = _encode(
-            self.embeddings,
-            batch,
-            layers,
-            request=request,
-            seeds=seeds,
-            first_only=not whole,
-        )
+        hidden, signals = _encode(self.embeddings, batch, layers, request=request, seeds=seeds, first_only=not whole)
         if request.names & {"logits", "head"}:
             pooled = self._pool(hidden[:, 0], seeds).astype(jnp.float32)
             if "logits" in request.names:
                 signals["logits"] = self.classifier(pooled)
             if "head" in request.names:
                 classifier = self.classifier
-                signals["head"] = {
-                    "input": pooled,
-                    "kernel": classifier.kernel[...],
-                    "bias": classifier.bias[...],
-                }
+                signals["head"] = {"input": pooled, "kernel": classifier.kernel[...], "bias": classifier.bias[...]}
         return signals
 
     def _pool(self, first: Float[Array, "B D"], seeds: Array | None) -> Float[Array, "B D"]:
@@ -147,14 +131,7 @@ class MaskedLMNetwork(nnx.Module):
 
     def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
         """The signals asked for; logits are [B, S, V]."""
-        hidden, signals = _encode(
-            self.embeddings,
-            batch,
-            layers,
-            request=request,
-            seeds=seeds,
-            first_only=False,
-        )
+        hidden, signals = _encode(self.embeddings, batch, layers, request=request, seeds=seeds, first_only=False)
         if request.names & {"logits", "head"}:
             # RoBERTa's head is GELU whatever its encoder's activation.
             name = "gelu" if self.config.model_type == "roberta" else self.config.hidden_act
@@ -163,22 +140,12 @@ class MaskedLMNetwork(nnx.Module):
             if "logits" in request.names:
                 signals["logits"] = self.embeddings.decode(x) + bias.reshape(1, 1, -1)
             if "head" in request.names:
-                signals["head"] = {
-                    "input": x,
-                    "kernel": self.embeddings.decoder_kernel(),
-                    "bias": bias,
-                }
+                signals["head"] = {"input": x, "kernel": self.embeddings.decoder_kernel(), "bias": bias}
         return signals
 
 
 def _encode(
-    embeddings: Embeddings,
-    batch: Batch,
-    layers: Layers,
-    *,
-    request: Request,
-    seeds: Array | None,
-    first_only: bool,
+    embeddings: Embeddings, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None, first_only: bool
 ) -> tuple[Array, dict[str, Any]]:
     """The last layer's output and the encoder's signals."""
     x, bias = embeddings(batch, seeds=seeds), attention_bias(batch["attention_mask"])

@@ -45,11 +45,7 @@ class Model:
         return draw(key, structure(self).parameters)
 
     def apply(
-        self,
-        params: Params,
-        batch: Batch,
-        outputs: Outputs = ("logits",),
-        key: PRNGKeyArray | None = None,
+        self, params: Params, batch: Batch, outputs: Outputs = ("logits",), key: PRNGKeyArray | None = None
     ) -> Signals:
         """The signals asked for, by name; nothing else is computed or kept.
 

@@ -27,11 +27,7 @@ _DISTILBERT_FIXED = {"type_vocab_size": 0, "layer_norm_eps": 1e-12}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {},
     "bert_hash": {"projections": 5},
-    "distilbert": {
-        "num_hidden_layers": 6,
-        "classifier_dropout": 0.2,
-        **_DISTILBERT_FIXED,
-    },
+    "distilbert": {"num_hidden_layers": 6, "classifier_dropout": 0.2, **_DISTILBERT_FIXED},
     "roberta": {
         "vocab_size": 50265,
         "max_position_embeddings": 514,
@@ -78,11 +74,7 @@ class EncoderConfig:
     def with_labels(self, num_labels: int, id2label: tuple[str, ...] | None = None) -> EncoderConfig:
         """The same shape with `num_labels` classes; names of another number of classes are dropped."""
         names = self.id2label if id2label is None else tuple(id2label)
-        return replace(
-            self,
-            num_labels=num_labels,
-            id2label=names if names and len(names) == num_labels else None,
-        )
+        return replace(self, num_labels=num_labels, id2label=names if names and len(names) == num_labels else None)
 
 
 def positions(config: EncoderConfig) -> int:
@@ -131,16 +123,8 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
 def config_to_hf(config: EncoderConfig, *, task: str, factorised: bool = False) -> dict[str, Any]:
     """Hugging Face's `config.json` for the model we save; BertHash becomes `bert` unless `factorised`."""
     model_type = "bert" if config.model_type == "bert_hash" and not factorised else config.model_type
-    prefix = {
-        "bert": "Bert",
-        "bert_hash": "BertHash",
-        "distilbert": "DistilBert",
-        "roberta": "Roberta",
-    }[model_type]
-    suffix = {
-        "classification": "ForSequenceClassification",
-        "masked_lm": "ForMaskedLM",
-    }[task]
+    prefix = {"bert": "Bert", "bert_hash": "BertHash", "distilbert": "DistilBert", "roberta": "Roberta"}[model_type]
+    suffix = {"classification": "ForSequenceClassification", "masked_lm": "ForMaskedLM"}[task]
     skip = {"id2label", "num_labels", "model_type", "projections"}
     body = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in skip}
     if model_type == "bert_hash":
@@ -225,36 +209,18 @@ def _invalid(values: Mapping[str, Any]) -> list[str]:
         valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
         return check(name, valid, f"a whole number ≥ {least}")
 
-    sizes = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-    )
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     good = {name: whole(name, 1) for name in (*sizes, "max_position_embeddings", "num_labels")}
     bert_hash = config["model_type"] == "bert_hash"
     good |= {name: whole(name, 0) for name in ("type_vocab_size", "pad_token_id")}
     good["projections"] = whole("projections", 1 if bert_hash else 0)
-    for name in (
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "classifier_dropout",
-    ):
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
         value = config[name]
         optional = name == "classifier_dropout" and value is None
-        check(
-            name,
-            optional or (_is_number(value) and 0 <= value < 1),
-            "a number in [0, 1)",
-        )
+        check(name, optional or (_is_number(value) and 0 <= value < 1), "a number in [0, 1)")
     for name in ("layer_norm_eps", "initializer_range"):
         check(name, _is_number(config[name]) and config[name] > 0, "a number > 0")
-    check(
-        "hidden_act",
-        config["hidden_act"] in ACTIVATIONS,
-        "one of " + ", ".join(ACTIVATIONS),
-    )
+    check("hidden_act", config["hidden_act"] in ACTIVATIONS, "one of " + ", ".join(ACTIVATIONS))
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if good["hidden_size"] and good["num_attention_heads"] and width % heads:
         problems.append(f"hidden_size={width} is not divisible by num_attention_heads={heads}")

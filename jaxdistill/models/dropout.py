@@ -33,12 +33,7 @@ def example_seeds(key: PRNGKeyArray, example_id: Int[Array, " B"]) -> Array:
 
 
 def dropout(
-    x: Float[Array, "B ..."],
-    seeds: Array | None,
-    *,
-    rate: float,
-    site: Site,
-    layer: Array | int = 0,
+    x: Float[Array, "B ..."], seeds: Array | None, *, rate: float, site: Site, layer: Array | int = 0
 ) -> Float[Array, "B ..."]:
     """Zeroes each element with probability `rate` and scales the others by 1/(1−rate); identity without `seeds`.
 

@@ -27,11 +27,7 @@ class EncoderLayer(nnx.Module):
     """Attention and feed-forward, each with dropout, a residual and layer norm after it (post-LN)."""
 
     def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
-        width, inner, stddev = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.initializer_range,
-        )
+        width, inner, stddev = (config.hidden_size, config.intermediate_size, config.initializer_range)
         self.attention = SelfAttention(config, dtype=dtype)
         self.attention_norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
         self.intermediate = Dense((width,), (inner,), stddev=stddev, dtype=dtype)
@@ -57,13 +53,7 @@ class EncoderLayer(nnx.Module):
         attended = dropout(attended, seeds, rate=rate, site=Site.ATTENTION_OUTPUT, layer=layer)
         x = self.attention_norm(attended + (x[:, :1] if first_only else x))
         inner = self.output(activation(config.hidden_act)(self.intermediate(x)))
-        inner = dropout(
-            inner,
-            seeds,
-            rate=config.hidden_dropout_prob,
-            site=Site.FEED_FORWARD,
-            layer=layer,
-        )
+        inner = dropout(inner, seeds, rate=config.hidden_dropout_prob, site=Site.FEED_FORWARD, layer=layer)
         x = self.output_norm(inner + x)
         return x, signals | ({"hidden_states": x} if "hidden_states" in wanted else {})
 
@@ -87,13 +77,7 @@ class Layers:
     count: int
 
     def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        bias: Array,
-        *,
-        seeds: Array | None,
-        request: Request,
-        first_only: bool,
+        self, x: Float[Array, "B S D"], bias: Array, *, seeds: Array | None, request: Request, first_only: bool
     ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         """Output of the last layer (of position 0 alone if `first_only`) and the layers' signals, stacked.
 
@@ -134,15 +118,8 @@ class Layers:
             if self._loops or request.at(layer) != request.at(layer - 1) or (apart and layer == self.count - 1):
                 starts.append(layer)
         segments = [range(start, stop) for start, stop in zip(starts, [*starts[1:], self.count], strict=True)]
-        for layers, part in zip(
-            segments,
-            _cut(self.params, [len(layers) for layers in segments]),
-            strict=True,
-        ):
-            yield (
-                layers,
-                jax.tree.map(lambda leaf: leaf[0], part) if len(layers) == 1 else part,
-            )
+        for layers, part in zip(segments, _cut(self.params, [len(layers) for layers in segments]), strict=True):
+            yield (layers, jax.tree.map(lambda leaf: leaf[0], part) if len(layers) == 1 else part)
 
     @property
     def _loops(self) -> bool:

@@ -25,13 +25,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         """Inputs and outputs of several axes are computed as one matrix product."""
-        return affine(
-            x,
-            self.kernel[...],
-            self.bias[...],
-            contract=self.contract,
-            dtype=self.dtype,
-        )
+        return affine(x, self.kernel[...], self.bias[...], contract=self.contract, dtype=self.dtype)
 
 
 def affine(x: Array, kernel: Array, bias: Array, *, contract: int = 1, dtype: jnp.dtype) -> Array:

@@ -8,15 +8,7 @@ from typing import TypeAlias
 
 from jaxdistill.errors import ModelError
 
-OUTPUTS = (
-    "logits",
-    "last_hidden",
-    "head",
-    "hidden_states",
-    "attentions",
-    "attention_scores",
-    "qkv",
-)
+OUTPUTS = ("logits", "last_hidden", "head", "hidden_states", "attentions", "attention_scores", "qkv")
 PER_LAYER = ("attentions", "attention_scores", "qkv")
 
 Outputs: TypeAlias = Iterable[str] | Mapping[str, Iterable[int] | None]

@@ -12,7 +12,7 @@ from tiny_encoders import BERT_SHAPE, batch, jit, pad
 from jaxdistill import models
 from jaxdistill.errors import ModelError
 
-ARCHITECTURES = ("bert", "bert_hash", "distilbert", "roberta")
+ARCHITECTURES = ("bert", "bert_hash", "roberta")
 
 
 def make(architecture, **how):

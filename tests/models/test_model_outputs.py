@@ -14,7 +14,7 @@ from jaxdistill.errors import ModelError
 from jaxdistill.models import encoder
 
 B, S, D, N, L, V = 5, 12, 16, 4, 3, 60
-ARCHITECTURES = ("bert", "bert_hash", "distilbert", "roberta")
+ARCHITECTURES = ("bert", "distilbert", "roberta")
 KEY = jax.random.key(7)
 
 
