@@ -69,6 +69,12 @@ def test_round_trip(saved):
     same(params, back)
 
 
+def test_the_weights_are_readable_by_whom_the_configuration_is(saved):
+    directory, _, _ = saved
+    modes = {(directory / name).stat().st_mode & 0o777 for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1
+
+
 def test_shards(saved, copy):
     shard(copy)
     same(saved[2], models.from_pretrained(copy)[1])

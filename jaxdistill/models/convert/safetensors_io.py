@@ -112,3 +112,8 @@ def write_tensors(tensors: dict[str, np.ndarray], directory: Path) -> None:
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+    # safetensors makes the file readable by its owner alone, whatever the umask: give it an ordinary file's mode
+    ordinary = directory / ".mode"
+    ordinary.touch()
+    path.chmod(ordinary.stat().st_mode & 0o777)
+    ordinary.unlink()
