@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = app(args=arguments, prog_name="jaxdistill", standalone_mode=False)
     except typer.Abort:
         status = INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # the outermost one: whatever happened becomes one line and an exit status
         status = report_failure(error, debug="--debug" in options)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -1,7 +1,7 @@
 """From a `ChainStage` to a `Job`: models built, teachers loaded, data tokenised, everything compared with everything.
 
 `survey` reads only configurations, tokenizers and data, for every stage, before the first one trains: whatever can be
-known to be wrong is found there. `prepare` loads weights, when a stage's turn has come.
+known to be wrong is found there. `job` loads weights, when a stage's turn has come.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Preparation:
         self.untrained = untrained
         self.inputs = Inputs(chain)
         self.surveys: dict[str, Survey] = {}
-        self._teachers: dict[ResolvedTeacher, LoadedTeacher] = {}
+        self._teachers: dict[tuple[ResolvedTeacher, tuple[str, ...]], LoadedTeacher] = {}
         self._logits: dict[tuple[str, str], np.ndarray] = {}
 
     # --- before anything is loaded -----------------------------------------------------------------------------------
@@ -140,8 +140,6 @@ class Preparation:
     def _teacher_config(self, teacher: ResolvedTeacher) -> models.EncoderConfig:
         if teacher.stage is None:
             return self.inputs.model_config(teacher)
-        if teacher.stage not in self.surveys:
-            self.surveys[teacher.stage] = self._survey_stage(self.chain.stage(teacher.stage))
         return self.surveys[teacher.stage].student.config
 
     def _check(
@@ -201,9 +199,11 @@ class Preparation:
 
     def teacher(self, reference: ResolvedTeacher, labelled: LabelledRows) -> LoadedTeacher:
         """One teacher: an earlier stage's checkpoint, or a given model whose classifier must be whole."""
-        key = dataclasses.replace(reference, weight=1.0)
+        # a given teacher's classes are put in the data's order, which another stage's data may not share
+        key = (dataclasses.replace(reference, weight=1.0), labelled.names)
         if key not in self._teachers:
-            self._teachers[key] = self._load_stage(key) if key.stage is not None else self._load_given(key, labelled)
+            trained = reference.stage is not None
+            self._teachers[key] = self._load_stage(reference) if trained else self._load_given(reference, labelled)
         return self._teachers[key]
 
     def _load_stage(self, reference: ResolvedTeacher) -> LoadedTeacher:

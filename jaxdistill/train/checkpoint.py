@@ -365,7 +365,7 @@ def _save_errors(target: Path) -> Iterator[None]:
             yield
     except ExternalError:
         raise
-    except Exception as error:
+    except Exception as error:  # TensorStore has no error class for a full disk; anything else is raised again
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO):
             if os.strerror(number) in str(error):
                 failed = OSError(number, os.strerror(number))

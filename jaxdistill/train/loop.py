@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -68,10 +67,7 @@ class Job:
     def total_steps(self) -> int:
         """Optimizer steps of the whole stage."""
         train = self.config.train
-        if train.steps is not None:
-            return train.steps
-        assert train.epochs is not None
-        return max(1, math.ceil(train.epochs * self.steps_per_epoch))
+        return data.total_steps(len(self.train), train.batch_size, epochs=train.epochs, steps=train.steps)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -287,7 +283,6 @@ class _Loop:
             self.done,
             self.step.get_state(self.state),
             self.iterator.get_state(),
-            metrics=None,
             best_value=self.tally.best_value if improved else None,
             extra={"tally": vars(self.tally)},
         )
