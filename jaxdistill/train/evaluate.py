@@ -10,8 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdistill import losses
-from jaxdistill.data import TokenizedDataset, eval_batches
-from jaxdistill.distill.teacher_cache import forward_logits, in_example_order
+from jaxdistill.distill.teacher_cache import forward_logits
 from jaxdistill.distill.terms import IGNORED_LABEL
 from jaxdistill.parallel import put_batch
 from jaxdistill.typing import Array, Batch, Float, Int, Params, Signals
@@ -25,17 +24,6 @@ def make_eval_step(*, student: Any, mesh: Mesh | None = None) -> Callable[[Param
         return {"logits": forward_logits(params, inputs if mesh is None else put_batch(inputs, mesh), model=student)}
 
     return evaluate
-
-
-def collect_logits(
-    eval_step: Callable[[Params, Batch], Signals], params: Params, dataset: TokenizedDataset, batch_size: int
-) -> Float[np.ndarray, "N C"]:
-    """The logits of every example of `dataset`, in its order, on the host; float32."""
-    parts, ids = [], []
-    for batch in eval_batches(dataset, batch_size=batch_size):
-        parts.append(eval_step(params, batch)["logits"])
-        ids.append(np.asarray(batch["example_id"]))
-    return in_example_order(parts, ids, len(dataset))
 
 
 def evaluate_logits(

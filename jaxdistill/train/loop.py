@@ -20,11 +20,12 @@ from jaxdistill import data, parallel
 from jaxdistill.config.schema import LoggingConfig, ParallelConfig, StageConfig
 from jaxdistill.distill.objective import Objective
 from jaxdistill.distill.teacher import Teacher
+from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.errors import DivergedError, Interrupted
 from jaxdistill.models import Model
 from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, load_params
-from jaxdistill.train.evaluate import collect_logits, evaluate_logits, make_eval_step
+from jaxdistill.train.evaluate import evaluate_logits
 from jaxdistill.train.metrics import MetricsWriter, fetch
 from jaxdistill.train.optimizer import build_optimizer
 from jaxdistill.train.progress import StageProgress
@@ -150,7 +151,6 @@ class _Loop:
         self.tally = _Tally()
         self.mesh = parallel.make_mesh(job.parallel)
         self.step, optimizer, self.schedule = make_step(job, self.mesh)
-        self.eval_step = make_eval_step(student=job.student, mesh=self.mesh)
         self.iterator = data.train_iterator(
             job.train,
             batch_size=train.batch_size,
@@ -263,7 +263,8 @@ class _Loop:
         """Evaluate on validation; true if this is the best so far by the stage's metric."""
         batch_size = parallel.whole_batches(self.job.config.evaluate.batch_size, self.mesh)
         params = self.step.get_state(self.state).params
-        logits = collect_logits(self.eval_step, params, self.job.validation, batch_size)
+        batches = data.eval_batches(self.job.validation, batch_size=batch_size)
+        logits = compute_logits(self.job.student, params, batches, len(self.job.validation), self.mesh)
         values = evaluate_logits(logits, self.job.validation_logits, self.job.validation.labels)
         self.writer.write(self.done, "validation", values)
         self.progress.note(
