@@ -24,9 +24,11 @@ _MOST_LENGTHS = 8
 _LEAST_SHARE = 0.01
 """Share of the data set's tokens that a length must save, however long the run, to be worth a compiled program."""
 _COMPILE_STEPS = 20
-"""Steps that compiling a program is taken to cost, in a run that is short enough for this to be more than that."""
+"""Steps that compiling a program is taken to cost where nobody knows better."""
 _EVALUATIONS = 10
 """Times that an evaluation set is taken to be gone through."""
+_FEW = 0.02
+"""A length's share of an evaluation's tokens from which on the data set counts as small."""
 
 _SMALL = 2**16
 _ROUNDS = 4  # of Grain's index shuffle, as its own MapDataset.shuffle has
@@ -47,7 +49,11 @@ def total_steps(n: int, batch_size: int, *, epochs: float | None = None, steps: 
 
 
 def bucket_lengths(
-    dataset: TokenizedDataset, max_length: int | None = None, *, steps: int | None = None
+    dataset: TokenizedDataset,
+    max_length: int | None = None,
+    *,
+    steps: int | None = None,
+    compile_steps: float = _COMPILE_STEPS,
 ) -> tuple[int, ...]:
     """The static lengths that batches of a data set are padded to: at most 8, ascending; the last holds every row.
 
@@ -58,17 +64,25 @@ def bucket_lengths(
       dataset: its lengths are counted.
       max_length: bound of the last length (default: the data set's own), at least the longest row.
       steps: batches that will be padded to these lengths (None: very many).
+      compile_steps: steps of average length that take as long as one compilation.
     """
+    share = _LEAST_SHARE if steps is None else max(_LEAST_SHARE, compile_steps / steps)
+    return _cheapest(dataset, max_length, _LENGTHS, share=share)
+
+
+def _cheapest(
+    dataset: TokenizedDataset, max_length: int | None, candidates: Sequence[int], *, share: float
+) -> tuple[int, ...]:
+    """Lengths out of `candidates`, each at the price of a `share` of the data set's tokens."""
     limit = max_length if max_length is not None else dataset.max_length
     longest = int(dataset.lengths.max())
-    candidates = [*_LENGTHS, *range(768, longest + 256, 256)]
+    candidates = [*candidates, *range(candidates[-1] + 256, longest + 256, 256)]
     top = next(length for length in candidates if length >= longest)
     if limit is not None:
         top = max(longest, min(top, limit))
     edges = [0, *(length for length in candidates if length < top), top]
     counts = np.histogram(dataset.lengths, bins=np.asarray(edges) + 0.5)[0]
     below = np.concatenate([[0], np.cumsum(counts)])
-    share = _LEAST_SHARE if steps is None else max(_LEAST_SHARE, _COMPILE_STEPS / steps)
     price = share * int(dataset.lengths.sum())
     # best[k][j]: cheapest choice of k lengths whose largest is edges[j], as (cost, lengths).
     best: list[dict[int, tuple[float, tuple[int, ...]]]] = [{0: (0.0, ())}]
@@ -222,13 +236,17 @@ class EvalBatches(Sequence[dict[str, Any]]):
 
 
 def eval_batches(dataset: TokenizedDataset, *, batch_size: int, lengths: Sequence[int] | None = None) -> EvalBatches:
-    """All examples once, sorted by length and padded to `bucket_lengths`; `example_id` gives their order back.
+    """All examples once, sorted by length and padded to a few static lengths; `example_id` gives their order back.
 
     Args:
       dataset: N ≥ 1 examples.
       batch_size: B.
-      lengths: ascending static lengths (default: the data set's `bucket_lengths` for a few evaluations).
+      lengths: ascending static lengths. Default: as `bucket_lengths` for a few evaluations; of a small data set, powers
+        of two alone, which other small data sets are padded to as well, so that one program serves them all.
     """
     if lengths is None:
-        lengths = bucket_lengths(dataset, steps=_EVALUATIONS * steps_per_epoch(len(dataset), batch_size))
+        steps = _EVALUATIONS * steps_per_epoch(len(dataset), batch_size)
+        share = max(_LEAST_SHARE, _COMPILE_STEPS / steps)
+        candidates = _LENGTHS if share < _FEW else [length for length in _LENGTHS if length.bit_count() == 1]
+        lengths = _cheapest(dataset, None, candidates, share=share)
     return EvalBatches(dataset, batch_size=batch_size, lengths=lengths)

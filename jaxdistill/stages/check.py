@@ -88,5 +88,4 @@ def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
 
 def _longest_batch(job: Job) -> dict[str, Any]:
     """The batch that needs the most memory: evaluation order begins with the longest."""
-    lengths = data.bucket_lengths(job.train, steps=job.total_steps)
-    return data.eval_batches(job.train, batch_size=job.config.train.batch_size, lengths=lengths)[0]
+    return data.eval_batches(job.train, batch_size=job.config.train.batch_size, lengths=job.lengths)[0]

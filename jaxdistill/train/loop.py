@@ -25,6 +25,7 @@ from jaxdistill.errors import DivergedError, Interrupted
 from jaxdistill.models import Model
 from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, load_params
+from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.evaluate import evaluate_logits
 from jaxdistill.train.metrics import MetricsWriter, fetch
 from jaxdistill.train.optimizer import build_optimizer
@@ -74,6 +75,13 @@ class Job:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in which every training row is seen once."""
         return data.steps_per_epoch(len(self.train), self.config.train.batch_size)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The static lengths that training batches are padded to: as many as pay for their compilation."""
+        tokens = self.config.train.batch_size * float(self.train.lengths.mean())
+        price = compile_steps(self.student, self.teachers, tokens=tokens)
+        return data.bucket_lengths(self.train, steps=self.total_steps, compile_steps=price)
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,7 @@ class _Loop:
             batching=job.batching,
             shuffle_window=job.shuffle_window,
             steps=self.total,
+            lengths=job.lengths,
         )
         self.checkpoints = Checkpoints(
             job.directory / "checkpoints", keep=checkpoint.keep, best_mode=best_mode, fingerprints=job.fingerprints
