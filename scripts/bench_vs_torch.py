@@ -183,7 +183,7 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
     )
     clock = _Clock(arguments.seconds)
     metrics: dict[str, Any] = {}
-    for _ in range(128):  # two shuffle windows: every length has been compiled
+    for _ in range(64):  # a shuffle window: every length has been compiled
         state, metrics = step(state, taught, next(batches))
     jax.block_until_ready(metrics)
     clock.start()
