@@ -1,4 +1,4 @@
-"""Host memory: keep what a step frees for the next one."""
+"""Host memory: keep what a step frees for the next one, and give it back when there is no next one."""
 
 from __future__ import annotations
 
@@ -30,3 +30,12 @@ def keep_freed_memory() -> bool:
         return False
     kept = mallopt(_M_MMAP_THRESHOLD, _NEVER) and mallopt(_M_TRIM_THRESHOLD, _NEVER)
     return bool(kept and mallopt(_M_ARENA_MAX, 1))
+
+
+def release_freed_memory() -> bool:
+    """Give what was freed back to the system now: a stage's temporaries are of no use to the next, smaller one.
+
+    True if anything was given back; it does nothing outside glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    return bool(trim is not None and trim(0))

@@ -10,6 +10,7 @@ from jaxdistill import data, models
 from jaxdistill.config import build_chain
 from jaxdistill.config.chain import ResolvedTeacher
 from jaxdistill.config.schema import Run
+from jaxdistill.host_memory import release_freed_memory
 from jaxdistill.parallel import use_compilation_cache
 from jaxdistill.report.html import write_report
 from jaxdistill.report.table import print_table
@@ -61,6 +62,7 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
             else:
                 console.print(f"{stage.key}: finished already")
             summary.add(record["row"])
+            release_freed_memory()
             write_report(chain.directory)
     print_table(summary.to_dict(), console)
     console.print(f"summary: {chain.directory / 'summary.json'}   report: {chain.directory / 'report.html'}")

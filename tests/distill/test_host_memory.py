@@ -46,3 +46,26 @@ def test_a_step_that_repeats_reuses_its_memory():
 def test_the_users_own_settings_win(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert not keep_freed_memory()
+
+
+RELEASE = """
+from jaxdistill.host_memory import keep_freed_memory, release_freed_memory
+assert keep_freed_memory()
+import numpy as np
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+blocks = [np.ones(2**20) for _ in range(16)]  # 128 MB
+kept = np.ones(8)
+del blocks
+before = resident()
+assert release_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has malloc_trim")
+def test_freed_memory_is_given_back_when_asked():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    run = [sys.executable, "-c", RELEASE]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100 * 2**20
