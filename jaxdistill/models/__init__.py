@@ -6,9 +6,9 @@ from jaxdistill.models.build import Model, build, parameter_bytes, parameter_cou
 from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
-from jaxdistill.models.encoder import stack_layers, unstack_layers
 from jaxdistill.models.hub import resolve
 from jaxdistill.models.outputs import OUTPUTS
+from jaxdistill.models.stack import stack_layers, unstack_layers
 from jaxdistill.models.surgery import select_layers, svd_factorise
 
 __all__ = [

@@ -6,19 +6,22 @@ embedding factorised (ids → table [V, P] → linear [P, D]).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdistill.models.attention import attention_bias
 from jaxdistill.models.config import EncoderConfig
 from jaxdistill.models.dropout import Site, dropout
-from jaxdistill.models.encoder import Encoder, Layers
+from jaxdistill.models.encoder import EncoderLayer
 from jaxdistill.models.init import constant, weight
 from jaxdistill.models.layers import Dense, LayerNorm, activation
 from jaxdistill.models.outputs import Request
+from jaxdistill.models.stack import Layers, Stack
 from jaxdistill.typing import Array, Batch, Float, Int
 
 
@@ -89,7 +92,7 @@ class ClassifierNetwork(nnx.Module):
     def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
         width, stddev = config.hidden_size, config.initializer_range
         self.embeddings = Embeddings(config, dtype=dtype)
-        self.encoder = Encoder(config, dtype=dtype)
+        self.encoder = Stack(partial(EncoderLayer, config, dtype=dtype), config.num_hidden_layers)
         self.pooler = Dense((width,), (width,), stddev=stddev, dtype=dtype)
         self.classifier = Dense((width,), (config.num_labels,), stddev=stddev, dtype=jnp.dtype(jnp.float32))
         self.config = config
@@ -123,7 +126,7 @@ class MaskedLMNetwork(nnx.Module):
     def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
         width = config.hidden_size
         self.embeddings = Embeddings(config, dtype=dtype)
-        self.encoder = Encoder(config, dtype=dtype)
+        self.encoder = Stack(partial(EncoderLayer, config, dtype=dtype), config.num_hidden_layers)
         self.transform = Dense((width,), (width,), stddev=config.initializer_range, dtype=dtype)
         self.transform_norm = LayerNorm(width, eps=config.layer_norm_eps, dtype=dtype)
         self.decoder_bias = constant((config.vocab_size,), 0.0)
@@ -149,7 +152,15 @@ def _encode(
 ) -> tuple[Array, dict[str, Any]]:
     """The last layer's output and the encoder's signals."""
     x, bias = embeddings(batch, seeds=seeds), attention_bias(batch["attention_mask"])
-    hidden, signals = layers(x, bias, seeds=seeds, request=request, first_only=first_only)
+    last = layers.count - 1
+    hidden, signals = layers(
+        x,
+        request=request,
+        each=[{"first_only": first_only and layer == last} for layer in range(layers.count)],
+        scanned={"layer": np.arange(layers.count, dtype=np.uint32)},
+        bias=bias,
+        seeds=seeds,
+    )
     return hidden, signals | ({"last_hidden": hidden} if "last_hidden" in request.names else {})
 
 

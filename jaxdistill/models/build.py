@@ -15,9 +15,9 @@ from jaxdistill.errors import ModelError
 from jaxdistill.models.bert import ClassifierNetwork, MaskedLMNetwork
 from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
 from jaxdistill.models.dropout import example_seeds
-from jaxdistill.models.encoder import Layers
 from jaxdistill.models.init import Path, declared, draw
 from jaxdistill.models.outputs import Outputs, parse
+from jaxdistill.models.stack import STACKS, Layers
 from jaxdistill.typing import Batch, Params, PRNGKeyArray, Signals
 
 TASKS = {"classification": ClassifierNetwork, "masked_lm": MaskedLMNetwork}
@@ -60,7 +60,8 @@ class Model:
             key: for dropout; None means none. Each example's masks depend on the key and its example_id alone.
 
         Raises:
-            ModelError: unknown outputs, a sequence longer than the positions, or dropout without example_id.
+            ModelError: unknown outputs, a batch without ids or mask, a sequence longer than the positions, or dropout
+                without example_id.
         """
         request = parse(outputs, self.config.num_hidden_layers)
         length = batch["input_ids"].shape[1]
@@ -73,8 +74,9 @@ class Model:
             raise ModelError("batch: dropout needs example_id [B], from which each example's masks are drawn")
         seeds = None if key is None else example_seeds(key, batch["example_id"])
         parts = structure(self)
-        network = nnx.merge(parts.outer, nnx.State({name: leaf for name, leaf in params.items() if name != "encoder"}))
-        layers = Layers(parts.layer, params["encoder"]["layers"], self.config.num_hidden_layers)
+        outer = {name: leaf for name, leaf in params.items() if name != parts.stack}
+        network = nnx.merge(parts.outer, nnx.State(outer))
+        layers = Layers(parts.layer, params[parts.stack]["layers"], self.config.num_hidden_layers)
         return network(batch, layers, request=request, seeds=seeds)
 
 
@@ -114,11 +116,12 @@ def build(
 
 @dataclass(frozen=True)
 class Structure:
-    """A network without its arrays: the module outside its layers, one layer, and the parameters declared."""
+    """A network without its arrays: the module outside its stack, one layer, and the parameters declared."""
 
     outer: Any
     layer: Any
     parameters: dict[Path, nnx.Param]
+    stack: str
 
 
 @lru_cache(maxsize=64)
@@ -126,9 +129,10 @@ def structure(model: Model) -> Structure:
     """What `init` draws and `apply` fills with arrays."""
     network = nnx.eval_shape(lambda: TASKS[model.task](model.config, dtype=model.dtype))
     parameters = declared(network)
-    layer = nnx.split(network.encoder.layers)[0]
-    del network.encoder
-    return Structure(nnx.split(network)[0], layer, parameters)
+    stack = next(name for name in STACKS if hasattr(network, name))
+    layer = nnx.split(getattr(network, stack).layers)[0]
+    delattr(network, stack)
+    return Structure(nnx.split(network)[0], stack, layer, parameters)
 
 
 def parameter_shapes(model: Model) -> dict[str, Any]:

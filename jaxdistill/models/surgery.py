@@ -9,16 +9,17 @@ import jax
 import numpy as np
 
 from jaxdistill.errors import ModelError
+from jaxdistill.models.stack import stack_name
 from jaxdistill.typing import Array, Float, Params
 
 
 def select_layers(params: Params, indices: Sequence[int]) -> dict[str, Any]:
-    """The stacked layers of `params` (its ["encoder"]["layers"]) at `indices`, in that order, as a new stacked tree.
+    """The stacked layers of `params` at `indices`, in that order, as a new stacked tree.
 
     Raises:
         ModelError: an index the model does not have.
     """
-    layers = params["encoder"]["layers"]
+    layers = params[stack_name(params)]["layers"]
     count = jax.tree.leaves(layers)[0].shape[0]
     bad = [i for i in indices if not 0 <= i < count]
     if bad or not indices:

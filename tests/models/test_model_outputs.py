@@ -11,7 +11,7 @@ from tiny_encoders import BERT_SHAPE, batch, jit
 
 from jaxdistill import models
 from jaxdistill.errors import ModelError
-from jaxdistill.models import encoder
+from jaxdistill.models import stack
 
 B, S, D, N, L, V = 5, 12, 16, 4, 3, 60
 ARCHITECTURES = ("bert", "distilbert", "roberta")
@@ -40,7 +40,7 @@ def whole(bert):
 @pytest.fixture
 def scanned(monkeypatch):
     """Stacked layers run as a scan, as they do off the CPU."""
-    monkeypatch.setattr(encoder, "_LOOP_ON_CPU", 0)
+    monkeypatch.setattr(stack, "_LOOP_ON_CPU", 0)
 
 
 def test_shapes_of_every_output(bert):
@@ -78,7 +78,7 @@ def test_chosen_layers_are_those_of_all(bert, whole, how, monkeypatch):
     model, params = bert
     chosen = {"logits": None, "hidden_states": [-1, 0, 2], "attentions": [2, 0], "attention_scores": [-1], "qkv": [1]}
     if how == "scan":
-        monkeypatch.setattr(encoder, "_LOOP_ON_CPU", 0)
+        monkeypatch.setattr(stack, "_LOOP_ON_CPU", 0)
     given = models.unstack_layers(params) if how == "unstacked" else params
     out = jit(lambda p, b: model.apply(p, b, chosen))(given, batch())
     assert out.keys() == chosen.keys()
@@ -97,7 +97,7 @@ def test_scan_equals_loop_in_values_and_gradients(bert, monkeypatch):
 
     loop = jit(jax.value_and_grad(loss))(params, of)
     apart = jit(jax.value_and_grad(loss))(models.unstack_layers(params), of)
-    monkeypatch.setattr(encoder, "_LOOP_ON_CPU", 0)
+    monkeypatch.setattr(stack, "_LOOP_ON_CPU", 0)
     scan = jit(jax.value_and_grad(lambda params, of: loss(params, of)))(params, of)
     for value, gradients in (scan, (apart[0], models.stack_layers(apart[1]))):
         np.testing.assert_allclose(value, loop[0], rtol=1e-6)
