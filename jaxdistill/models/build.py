@@ -119,9 +119,9 @@ class Structure:
     """A network without its arrays: the module outside its stack, one layer, and the parameters declared."""
 
     outer: Any
+    stack: str
     layer: Any
     parameters: dict[Path, nnx.Param]
-    stack: str
 
 
 @lru_cache(maxsize=64)
