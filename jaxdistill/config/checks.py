@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from jaxdistill.config.defaults import expand_loss, stage_data
+from jaxdistill.config.defaults import expand_loss, named_sources, stage_data
 from jaxdistill.config.files import unusable_directory
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
 from jaxdistill.config.schema import (
     PREVIOUS,
-    SOURCES,
     CheckpointConfig,
     DataConfig,
     Run,
-    SourceConfig,
     StageConfig,
     TrainConfig,
+    UnlabelledConfig,
 )
 from jaxdistill.config.shapes import position_problems, student_problems, warm_start_problems
 from jaxdistill.config.teachers import StageTeachers, resolve_teachers, run_order
@@ -93,9 +92,11 @@ def _tokenizer_problems(run: Run, teachers: list[StageTeachers]) -> Iterator[Pro
 
 def _data_problems(run: Run) -> Iterator[Problem]:
     """Of the run's data once, and of each stage's own keys."""
-    yield from _source_problems(run.data, ("data",), set(SOURCES))
+    yield from _source_problems(run.data, ("data",), None)
     yield from _label_problems(run.data, ("data",))
     missing = [index for index, stage in enumerate(run.stages) if stage_data(run, stage).train is None]
+    if run.data.unlabelled and all(stage.teacher is None for stage in run.stages):
+        yield Problem(("data", "unlabelled"), "no stage has a teacher to label it; remove it")
     if len(missing) == len(run.stages):
         yield Problem(("data", "train"), "missing; expected {path: FILE}, {hub: ID, split: ...} or {asset: NAME}")
     for index, stage in enumerate(run.stages):
@@ -109,23 +110,34 @@ def _data_problems(run: Run) -> Iterator[Problem]:
                 yield from _label_problems(data, path)
 
 
-def _source_problems(data: DataConfig, path: KeyPath, keys: set[str]) -> Iterator[Problem]:
-    for key in SOURCES:
-        source: SourceConfig | None = getattr(data, key)
-        if source is None or key not in keys:
-            continue
-        given = [name for name in ("path", "hub", "asset") if getattr(source, name) is not None]
+def _source_problems(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:
+    for place, source in named_sources(data, keys):
+        kinds = ("path", "hub", "asset", *(("vocabulary",) if isinstance(source, UnlabelledConfig) else ()))
+        given = [name for name in kinds if getattr(source, name) not in (None, False)]
         if len(given) != 1:
             got = " and ".join(given) or "none of them"
             replaced = " (a stage's source replaces the run's whole)" if path[0] == "stages" else ""
-            yield Problem((*path, key), f"got {got}; expected exactly one of path, hub, asset{replaced}")
+            yield Problem((*path, *place), f"got {got}; expected exactly one of {', '.join(kinds)}{replaced}")
             continue
+        if isinstance(source, UnlabelledConfig):
+            yield from _unlabelled_problems(data, source, (*path, *place))
         for name, owners in (("config", ["hub"]), ("revision", ["hub"]), ("split", ["hub", "asset"])):
             if getattr(source, name) is not None and given[0] not in owners:
                 message = (
                     f"only for {' or '.join(owners)}, and this is {given[0]}: {getattr(source, given[0])}; remove it"
                 )
-                yield Problem((*path, key, name), message)
+                yield Problem((*path, *place, name), message)
+
+
+def _unlabelled_problems(data: DataConfig, source: UnlabelledConfig, path: KeyPath) -> Iterator[Problem]:
+    """Text for the teachers has the shape of the labelled text."""
+    if source.vocabulary and len(data.text) > 1:
+        yield Problem((*path, "vocabulary"), f"words are single texts, but data.text has {len(data.text)} columns")
+    elif source.vocabulary and source.text is not None:
+        yield Problem((*path, "text"), "a vocabulary has no columns; remove it")
+    elif source.text is not None and len(source.text) != len(data.text):
+        message = f"got {len(source.text)} columns; expected {len(data.text)}, as data.text has"
+        yield Problem((*path, "text"), message)
 
 
 def _label_problems(data: DataConfig, path: KeyPath) -> Iterator[Problem]:

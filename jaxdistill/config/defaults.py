@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from jaxdistill.config.schema import (
+    SOURCES,
     CrossEntropyTerm,
     DataConfig,
     DivergenceTerm,
     HintonPreset,
     LossConfig,
     Run,
+    SourceConfig,
     StageConfig,
     TermConfig,
 )
@@ -32,6 +35,18 @@ def stage_data(run: Run, stage: StageConfig) -> DataConfig:
         return run.data
     merged = dataclasses.asdict(run.data) | stage.data
     return validator(DataConfig).validate_python(merged)
+
+
+def named_sources(
+    data: DataConfig, keys: set[str] | None = None
+) -> Iterator[tuple[tuple[str | int, ...], SourceConfig]]:
+    """Every source written under `keys` (None: all) of a data configuration, with its path there."""
+    for key in SOURCES:
+        if (keys is None or key in keys) and (source := getattr(data, key)) is not None:
+            yield (key,), source
+    if keys is None or "unlabelled" in keys:
+        for index, source in enumerate(data.unlabelled):
+            yield ("unlabelled", index), source
 
 
 def expand_loss(loss: LossConfig | None, *, has_teacher: bool) -> tuple[TermConfig, ...]:

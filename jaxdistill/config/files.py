@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from jaxdistill.config.defaults import stage_data
+from jaxdistill.config.defaults import named_sources, stage_data
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, did_you_mean
-from jaxdistill.config.schema import SOURCES, DataConfig, Run, SourceConfig, StageConfig, TeacherConfig
+from jaxdistill.config.schema import DataConfig, Run, StageConfig, TeacherConfig
 
 
 def kind_of(text: str | Path) -> Literal["file", "directory", "missing"]:
@@ -40,7 +40,7 @@ def looks_local(text: str) -> bool:
 
 def missing_files(run: Run) -> list[Problem]:
     """Data files that are not there, and model directories that are not there or hold no model."""
-    problems = list(_missing_data(run.data, ("data",), set(SOURCES)))
+    problems = list(_missing_data(run.data, ("data",), None))
     if run.tokenizer is not None and looks_local(run.tokenizer):
         problems += _missing_directory(run.tokenizer, ("tokenizer",))
     names = {stage.name for stage in run.stages}
@@ -71,16 +71,15 @@ def _models(stage: StageConfig, path: KeyPath, names: set[str]) -> Iterator[tupl
             yield place, teacher
 
 
-def _missing_data(data: DataConfig, path: KeyPath, keys: set[str]) -> Iterator[Problem]:
-    for key in SOURCES:
-        source: SourceConfig | None = getattr(data, key)
-        if source is None or source.path is None or key not in keys:
+def _missing_data(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:
+    for place, source in named_sources(data, keys):
+        if source.path is None:
             continue
         match kind_of(source.path):
             case "directory":
-                yield Problem((*path, key, "path"), f"{source.path} is a directory; expected a file of rows")
+                yield Problem((*path, *place, "path"), f"{source.path} is a directory; expected a file of rows")
             case "missing":
-                yield Problem((*path, key, "path"), f"{source.path}: no such file{_nearest(source.path)}")
+                yield Problem((*path, *place, "path"), f"{source.path}: no such file{_nearest(source.path)}")
 
 
 def _missing_directory(text: str, path: KeyPath) -> list[Problem]:

@@ -114,11 +114,15 @@ def _without(raw: Any, paths: list[KeyPath]) -> Any:
     type the whole loss, and any other required value that is missing the mapping it is missing from.
     """
     copy = _copied(raw)
-    for path in paths:
-        if path[:1] == ("stages",) and "loss" in path:
-            path = path[: path.index("loss") + 1]
+    # Each loss once: removing what is gone already would take the stage around it along.
+    for path in dict.fromkeys(map(_whole_loss, paths)):
         _remove(copy, path)
     return copy
+
+
+def _whole_loss(path: KeyPath) -> KeyPath:
+    """The path of the loss that holds this value, or the path itself."""
+    return path[: path.index("loss") + 1] if path[:1] == ("stages",) and "loss" in path else path
 
 
 def _remove(raw: Any, path: KeyPath) -> None:

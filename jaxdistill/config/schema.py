@@ -22,8 +22,9 @@ def _not_a_bool(value: Any) -> Any:
 
 Integer = Annotated[int, BeforeValidator(_not_a_bool)]
 Number = Annotated[float, BeforeValidator(_not_a_bool)]
-Positive = Annotated[Integer, Field(gt=0)]
+Positive = Annotated[Integer, Field(gt=0, lt=2**31)]  # counts and sizes are int32 on the device
 NonNegative = Annotated[Integer, Field(ge=0)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what every random generator takes
 PositiveFloat = Annotated[Number, Field(gt=0)]
 NonNegativeFloat = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
@@ -54,12 +55,27 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class UnlabelledConfig(SourceConfig):
+    """More text for the teachers to label: a source of which only the text is read.
+
+    text: its text columns, as many as `data.text` has (default: those). vocabulary: true, instead of a path, a hub id
+    or an asset: every whole word that the student's tokenizer knows, one a row.
+    """
+
+    __pydantic_config__ = _STRICT
+    text: tuple[str, ...] | None = None
+    vocabulary: bool = False
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Data of a run or, written in a stage, of that stage (only the keys written there differ).
 
     text: one column, or two for a pair. max_length: sequences are cut to so many tokens; left out, the models' own
     positions are the limit and a longer sequence is an error unless `truncate` is true. label_names: names of the
     labels in the order of their integers (default: the teacher's, or the values found).
+    unlabelled: text without labels that stages with a teacher train on besides `train` (distillation terms count it,
+    label terms do not); a text that is also in validation or test is left out.
     validation_share: share of train carved off by hash when `validation` is left out.
     shuffle_window: batches whose examples are grouped by length together (`bucketed`).
     on_bad_row: `error`, or `skip` (counted and reported).
@@ -70,6 +86,7 @@ class DataConfig:
     train: SourceConfig | None = None
     validation: SourceConfig | None = None
     test: SourceConfig | None = None
+    unlabelled: tuple[UnlabelledConfig, ...] = ()
     text: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] = ("text",)
     label: str = "label"
     label_names: tuple[str, ...] | None = None
@@ -299,7 +316,7 @@ class RepeatConfig:
     """Train the stage once per seed; mean ± standard deviation are reported and the first seed is handed on."""
 
     __pydantic_config__ = _STRICT
-    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
 TeacherCache = Literal["off", "memory"]
@@ -330,7 +347,7 @@ class Run:
     name: str
     data: DataConfig
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
-    seed: NonNegative = 0
+    seed: Seed = 0
     output_dir: str | None = None
     tokenizer: str | None = None
     teacher_cache: TeacherCache = "off"

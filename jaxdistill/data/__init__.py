@@ -6,7 +6,7 @@ from jaxdistill.data.cache import default_cache_dir
 from jaxdistill.data.labels import encode_labels
 from jaxdistill.data.pipeline import train_iterator
 from jaxdistill.data.rows import Rows, split_by_hash
-from jaxdistill.data.sources import load_rows
+from jaxdistill.data.sources import load_rows, load_texts
 from jaxdistill.data.tokenize import TokenizedDataset, Tokenizer, check_vocabulary, load_tokenizer, tokenize
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "encode_labels",
     "eval_batches",
     "load_rows",
+    "load_texts",
     "load_tokenizer",
     "split_by_hash",
     "steps_per_epoch",

@@ -5,17 +5,21 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdistill.config.schema import DataConfig, SourceConfig
+from jaxdistill.config.schema import DataConfig, SourceConfig, UnlabelledConfig
 from jaxdistill.data import assets
 from jaxdistill.data.labels import BadLabelError, parse_label
 from jaxdistill.data.readers import Select, Table, arrow_table, is_unicode, read_table
 from jaxdistill.data.rows import Rows, bad_rows_error
 from jaxdistill.errors import DataError, ExternalError
+
+_NO_COLUMN = "\0"
+"""A name that no column of any file has."""
 
 
 def load_rows(
@@ -50,6 +54,12 @@ def load_rows(
         return _collect(table, data, source.limit, name, require_labels)
     except OSError as error:
         raise ExternalError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def load_texts(data: DataConfig, source: UnlabelledConfig, *, base_dir: Path | None = None) -> Rows:
+    """As `load_rows`, without labels: a label column, if the source has one, is not read."""
+    texts = replace(data, text=source.text or data.text, label=_NO_COLUMN)
+    return load_rows(texts, source, base_dir=base_dir, require_labels=False)
 
 
 def _name(source: SourceConfig) -> str:

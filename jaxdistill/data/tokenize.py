@@ -54,6 +54,14 @@ class Tokenizer:
         """Writes the tokenizer's files as `transformers` loads them."""
         self._wrapped.save_pretrained(str(directory))
 
+    def words(self) -> list[str]:
+        """The whole words of the vocabulary: letters alone, at least two, and one token when written alone; sorted."""
+        texts = {self._backend.decode([index]).strip() for index in range(self.max_id + 1)}
+        words = sorted(text for text in texts if len(text) > 1 and text.isalpha())
+        special = self._backend.num_special_tokens_to_add(is_pair=False)
+        lengths = np.diff(self.encode(words).offsets) if words else np.empty(0)
+        return [word for word, length in zip(words, lengths, strict=True) if length == special + 1]
+
     def encode(self, texts: Sequence[str], pair: Sequence[str] | None = None) -> Ragged:
         """Token ids with the special tokens, not truncated.
 
@@ -146,6 +154,18 @@ class TokenizedDataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __add__(self, other: TokenizedDataset) -> TokenizedDataset:
+        """The examples of both, tokenised alike; the other's follow."""
+        pairs = zip(self.encodings, other.encodings, strict=True)
+        return TokenizedDataset(
+            tuple(Ragged.concatenate(pair) for pair in pairs),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.lengths, other.lengths]),
+            self.truncated + other.truncated,
+            self.max_length,
+            hashlib.sha256((self.fingerprint + other.fingerprint).encode()).hexdigest(),
+        )
 
 
 def tokenize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,16 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """The rows of every split with integer labels; `names` are the labels' names in that order."""
+    """The rows of every split with integer labels; `names` are the labels' names in that order.
+
+    unlabelled: the further text for teachers that was read (a vocabulary is not).
+    """
 
     splits: dict[str, data.Rows]
     labels: dict[str, np.ndarray]
     names: tuple[str, ...]
     named: bool
+    unlabelled: tuple[data.Rows, ...] = ()
 
 
 class Inputs:
@@ -111,7 +115,8 @@ class Inputs:
             split: data.encode_labels(part, found, num_classes=None if found else len(names))[0]
             for split, part in rows.items()
         }
-        return LabelledRows(rows, labels, names, found is not None)
+        unlabelled = tuple(data.load_texts(config, source) for source in config.unlabelled if not source.vocabulary)
+        return LabelledRows(rows, labels, names, found is not None, unlabelled)
 
     def _known_names(self, rows: data.Rows) -> tuple[str, ...] | None:
         """Label names of the first given model that fit what the data holds, so that its order is kept."""
@@ -132,9 +137,16 @@ class Inputs:
         return None
 
     def dataset(
-        self, config: DataConfig, split: str, tokenizers: Sequence[data.Tokenizer], *, max_length: int, truncate: bool
+        self,
+        config: DataConfig,
+        split: str,
+        tokenizers: Sequence[data.Tokenizer],
+        *,
+        max_length: int,
+        truncate: bool,
+        unlabelled: bool = False,
     ) -> data.TokenizedDataset | None:
-        """One split, tokenised by each tokenizer; None if the split is not given."""
+        """One split, tokenised by each tokenizer, the unlabelled text after it if asked for; None if not given."""
         labelled = self.rows(config)
         if split not in labelled.splits:
             return None
@@ -144,16 +156,41 @@ class Inputs:
             tuple(tokenizer.fingerprint for tokenizer in tokenizers),
             max_length,
             truncate,
+            unlabelled,
         )
         if key not in self._datasets:
-            self._datasets[key] = data.tokenize(
-                labelled.splits[split],
-                tokenizers,
-                max_length=max_length,
-                truncate=truncate,
-                labels=labelled.labels[split],
-            )
+            tokenize = functools.partial(data.tokenize, tokenizers=tokenizers, max_length=max_length, truncate=truncate)
+            dataset = tokenize(labelled.splits[split], labels=labelled.labels[split])
+            for rows in self._unlabelled(config, labelled, tokenizers[0]) if unlabelled else ():
+                dataset += tokenize(rows)
+            self._datasets[key] = dataset
         return self._datasets[key]
+
+    def _unlabelled(self, config: DataConfig, labelled: LabelledRows, tokenizer: data.Tokenizer) -> Iterator[data.Rows]:
+        """The text that teachers alone label, without what validation and test are measured on."""
+        sources = iter(labelled.unlabelled)
+        measured = {_plain(row) for split in ("validation", "test") for row in _texts(labelled.splits.get(split))}
+        for source in config.unlabelled:
+            rows = _words(tokenizer, source.limit) if source.vocabulary else next(sources)
+            kept = rows.take([place for place, row in enumerate(_texts(rows)) if _plain(row) not in measured])
+            if len(kept):
+                yield kept
+
+
+def _texts(rows: data.Rows | None) -> Iterator[tuple[str, ...]]:
+    """The text of each row."""
+    return iter(()) if rows is None else zip(*rows.texts, strict=True)
+
+
+def _plain(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """A row's text as it is compared: without regard to case and spaces."""
+    return tuple(" ".join(text.casefold().split()) for text in texts)
+
+
+def _words(tokenizer: data.Tokenizer, limit: int | None) -> data.Rows:
+    """The tokenizer's whole words as rows."""
+    words = tokenizer.words()[:limit]
+    return data.Rows((words,), None, np.arange(1, len(words) + 1), f"vocabulary of {tokenizer.name}", unit="word")
 
 
 def check_labels(what: str, config: models.EncoderConfig, labelled: LabelledRows) -> tuple[int, ...] | None:

@@ -184,13 +184,17 @@ class Preparation:
     # --- when a stage's turn has come --------------------------------------------------------------------------------
 
     def dataset(self, survey: Survey, split: str) -> data.TokenizedDataset | None:
-        """One split of a stage's data, tokenised; a long row is an error unless truncation was asked for."""
+        """One split of a stage's data, tokenised; a long row is an error unless truncation was asked for.
+
+        A stage with a teacher trains on the unlabelled text as well.
+        """
         return self.inputs.dataset(
             survey.stage.data,
             split,
             survey.tokenizers,
             max_length=survey.max_length,
             truncate=survey.truncate,
+            unlabelled=split == "train" and bool(survey.stage.teachers),
         )
 
     def teachers(self, survey: Survey) -> tuple[LoadedTeacher, ...]:

@@ -12,6 +12,7 @@ from jaxdistill.config.reading import dump_yaml
 from jaxdistill.config.schema import Run
 from jaxdistill.errors import ConfigError
 
+DATA = {"train": {"asset": "sentiment", "split": "train"}}
 HASH = BERT | {"architecture": "bert_hash"}
 TEACHER = stage("teacher", teacher=None)
 
@@ -27,6 +28,22 @@ def warm(source=None, /, teacher_student=None, **keys):
 
 
 CASES = {
+    "unlabelled text that nobody labels": (
+        run(TEACHER, data=DATA | {"unlabelled": [{"path": __file__}]}),
+        "data.unlabelled: no stage has a teacher to label it; remove it",
+    ),
+    "an unlabelled source of two kinds": (
+        run(data=DATA | {"unlabelled": [{"path": __file__}, {"path": __file__, "vocabulary": True}]}),
+        "data.unlabelled.1: got path and vocabulary; expected exactly one of path, hub, asset, vocabulary",
+    ),
+    "unlabelled text of another shape": (
+        run(data=DATA | {"unlabelled": [{"path": __file__, "text": ["a", "b"]}]}),
+        "data.unlabelled.0.text: got 2 columns; expected 1, as data.text has",
+    ),
+    "a vocabulary of pairs": (
+        run(data=DATA | {"text": ["a", "b"], "unlabelled": [{"vocabulary": True}]}),
+        "data.unlabelled.0.vocabulary: words are single texts, but data.text has 2 columns",
+    ),
     "unknown teacher": (
         run(TEACHER, stage("student", teacher="techer")),
         "stages.1.teacher: no stage is named 'techer'; expected one of teacher, student; did you mean 'teacher'?; "

@@ -73,6 +73,9 @@ def with_value(path: str, value: object) -> dict:
         ("seed", "many", "seed: got 'many'; expected an integer"),
         ("seed", 1.5, "seed: got 1.5; expected an integer"),
         ("seed", -1, "seed: got -1; expected an integer greater than or equal to 0"),
+        ("seed", 2**32, "seed: got 4294967296; expected an integer less than 4294967296"),
+        ("stages.1.repeat", {"seeds": [2**70]}, "stages.1.repeat.seeds.0: got 1180591620717411303424; expected an int"),
+        ("stages.1.train.steps", 10**19, "stages.1.train.steps: got 10000000000000000000; expected an integer less"),
         ("data", [], "data: got an empty list; expected a mapping"),
         ("data.text", "sentence", "data.text: got 'sentence'; expected a list, as in [sentence]"),
         ("data.text", [], "data.text: got an empty list; expected at least 1 item(s)"),
@@ -198,6 +201,17 @@ def test_a_wrong_value_brings_no_complaint_about_its_absence():
     assert len(problems(with_value("stages.1.student.architecture", "x"))) == 1
     assert len(problems(with_value("stages.1.student.num_attention_heads", 0))) == 1
     assert len(problems(with_value("data.train", 3))) == 1
+
+
+def test_several_wrong_values_of_one_loss_are_all_that_is_reported():
+    terms = [{"type": "forward_kl", "temprature": 2}, {"type": "kl"}, {"weight": 1}, 7]
+    assert [line.split(": ")[0] for line in problems(with_value("stages.1.loss", terms))] == [
+        "stages.1.loss.0.temprature",
+        "stages.1.loss.1",
+        "stages.1.loss.2",
+        "stages.1.loss.3",
+    ]
+    assert len(problems(with_value("stages.1.loss", {"preset": "hinton", "alpha": 2, "temperature": 0}))) == 2
 
 
 def test_numbers_may_be_written_as_text_or_with_an_exponent():
