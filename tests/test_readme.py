@@ -1,0 +1,141 @@
+"""What README.md shows works: its Python is run, its YAML is loaded, its commands are parsed, as they stand there."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from jaxdistill import models
+from jaxdistill.config import build_chain, load_run
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "the"]
+ROWS = [("the good film", "good"), ("the bad film", "bad")] * 20
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def put(text: str, **replacements: Any) -> str:
+    """The text with each of `replacements` (written → put in its place), every one of which must be there."""
+    for written, instead in replacements.items():
+        assert written in text, f"{written!r} is not in the README any more"
+        text = text.replace(written, str(instead))
+    return text
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train.csv, test.csv, and `model`: a tiny classifier with its tokenizer."""
+    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    directory = tmp_path_factory.mktemp("readme")
+    for name in ("train.csv", "test.csv"):
+        with (directory / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("sentence", "label"), *ROWS])
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    shape = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": "bert", **shape, "intermediate_size": 32, "max_position_embeddings": 128}
+    model = models.build(config, num_labels=2)
+    models.save_pretrained(model, jax.jit(model.init)(jax.random.key(0)), directory / "model", tokenizer=wrapped)
+    return directory
+
+
+def test_an_exported_student_loads_in_transformers(material: Path):
+    pytest.importorskip("torch")
+    exported, _ = blocks("python")
+    names: dict[str, Any] = {}
+    exec(put(exported, **{"runs/reviews/stages/assistant/student": material / "model"}), names)
+    assert names["model"].config.num_labels == 2
+
+
+def test_the_library_example_runs(material: Path):
+    """On few steps and a narrow student; the names that its first half takes as given are given here."""
+    _, example = blocks("python")
+    code = put(
+        example,
+        **{
+            "runs/reviews/stages/teacher/student": material / "model",
+            "train.csv": material / "train.csv",
+            "batch_size=32": "batch_size=8",
+            "steps=1000": "steps=12",
+            ", 1000)": ", 12)",
+            '"hidden_size": 128': '"hidden_size": 16',
+            '"intermediate_size": 512': '"intermediate_size": 32',
+        },
+    )
+    rng = np.random.default_rng(0)
+    student, teacher = (jax.numpy.asarray(rng.normal(size=(2, 3, 5)), "float32") for _ in range(2))
+    mask = jax.numpy.asarray([[True, True, False], [True, False, False]])
+    names: dict[str, Any] = {"student_logits": student, "teacher_logits": teacher, "mask": mask}
+    exec(code, names)
+    assert names["kl"].shape == mask.shape
+    assert float(names["loss"]) == pytest.approx(float(names["kl"][mask].mean()), rel=1e-6)
+    assert int(names["state"].step) == 12
+    total, count = names["metrics"]["kd"]
+    assert 0 <= float(total / count) < np.inf
+    assert names["step"].trace_count <= 2
+
+
+def test_the_configuration_loads(material: Path, tmp_path: Path):
+    (text,) = blocks("yaml")
+    text = put(text, **{"train.csv": material / "train.csv", "test.csv": material / "test.csv"})
+    path = tmp_path / "chain.yaml"
+    path.write_text(put(text, **{"./small-bert": material / "model"}), encoding="utf-8")
+    chain = build_chain(load_run(path))
+    assert [stage.key for stage in chain.stages] == [
+        *("teacher", "assistant", "student/seed-0", "student/seed-1", "student/seed-2", "direct")
+    ]
+    assert yaml.safe_load(text)["name"] == chain.run.name
+
+
+def commands() -> list[list[str]]:
+    """The arguments of every `jaxdistill` on a command line of the README, in blocks and in the text."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines += re.findall(r"`(jaxdistill [a-z]+ [^`]+)`", README)
+    lines += re.findall(r"^# (jaxdistill .*)$", README, flags=re.MULTILINE)
+    found = []
+    for line in lines:
+        for part in re.split(r"&&|\|", line):
+            words = shlex.split(part, comments=True)
+            if words and Path(words[0]).name == "jaxdistill":
+                found.append(words[1:])
+    return found
+
+
+def test_every_command_is_one():
+    import typer
+
+    from jaxdistill.cli.app import app
+
+    group = typer.main.get_command(app)
+    used = set()
+    for arguments in commands():
+        # CONFIG.yaml stands for any file; nothing is looked up while the arguments are parsed
+        context = group.make_context("jaxdistill", list(arguments))
+        name, command, rest = group.resolve_command(context, arguments)  # type: ignore[attr-defined]
+        command.make_context(name, rest, parent=context)
+        used.add(name)
+    assert used >= {"run", "evaluate", "predict", "export", "report"}
+
+
+def test_every_directory_it_names_is_in_the_repository():
+    for path in set(re.findall(r"\b(?:configs|scripts)/[\w.-]+", README)):
+        assert (Path(__file__).parents[1] / path).exists(), path
