@@ -64,7 +64,7 @@ class SelfAttention(nnx.Module):
 def attention_bias(attention_mask: Array) -> Float[Array, "B 1 1 S"]:
     """0 where the mask is set and the most negative finite float32 elsewhere, so an all-masked row stays finite."""
     lowest = jnp.finfo(jnp.float32).min
-    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, lowest).astype(jnp.float32)
+    return jnp.where(attention_mask[:, None, None, :].astype(bool), 0.0, lowest).astype(jnp.float32)
 
 
 @jax.custom_jvp

@@ -60,7 +60,7 @@ class Embeddings(nnx.Module):
         if self.config.model_type != "roberta":
             return table[None, : ids.shape[1]]
         padding = self.config.pad_token_id
-        real = ((ids != padding) & (mask > 0)).astype(jnp.int32)
+        real = ((ids != padding) & mask.astype(bool)).astype(jnp.int32)
         return _gather(table, jnp.cumsum(real, axis=1) * real + padding)
 
     def _token_types(self, types: Array | None, ndim: int) -> Array:

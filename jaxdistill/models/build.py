@@ -51,8 +51,8 @@ class Model:
 
         Args:
             params: nested dictionary as `init` gives it.
-            batch: input_ids and attention_mask int32 [B, S]; token_type_ids if there are any; example_id int32 [B]
-                for dropout.
+            batch: input_ids and attention_mask int32 [B, S] (the mask may be bool); token_type_ids if there are any;
+                example_id int32 [B] for dropout.
             outputs: names, or {name: layers} (None = all layers). logits [B, C] or [B, S, V] float32;
                 last_hidden [B, S, D]; head {input, kernel, bias}, whose product the logits are;
                 hidden_states [L+1, B, S, D], of which 0 are the embeddings; attentions and attention_scores (before
@@ -63,6 +63,8 @@ class Model:
             ModelError: unknown outputs, a batch without ids or mask, a sequence longer than the positions, or dropout
                 without example_id.
         """
+        if absent := [name for name in ("input_ids", "attention_mask") if name not in batch]:
+            raise ModelError(f"batch: {' and '.join(absent)} missing; it needs input_ids and attention_mask [B, S]")
         request = parse(outputs, self.config.num_hidden_layers)
         length = batch["input_ids"].shape[1]
         if length > positions(self.config):

@@ -37,7 +37,7 @@ def parse(outputs: Outputs, num_layers: int) -> Request:
     """Checks names and layers; negative layers count from the end, `None` means all.
 
     Raises:
-        ModelError: an unknown name, or a layer the model does not have.
+        ModelError: an unknown name, a layer the model does not have, or no layer at all.
     """
     wanted = (
         dict(outputs)
@@ -53,6 +53,10 @@ def parse(outputs: Outputs, num_layers: int) -> Request:
             continue
         count = num_layers + (name == "hidden_states")
         indices = tuple(range(count)) if chosen is None else tuple(chosen)
+        if not indices:
+            raise ModelError(
+                f"outputs: {name} of no layer; name some of 0 to {count - 1}, None for all, or leave it out"
+            )
         bad = [i for i in indices if not -count <= i < count]
         if bad:
             raise ModelError(f"outputs: {name} of layers {bad}, but this model has {count} (0 to {count - 1})")

@@ -37,6 +37,22 @@ def test_padding_changes_nothing(architecture):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), padded_gradients, gradients)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_mask_of_booleans(architecture):
+    model, params = make(architecture)
+    of = batch(architecture)
+    apply = jit(lambda p, b: model.apply(p, b)["logits"])
+    expected = apply(params, of)
+    of["attention_mask"] = of["attention_mask"].astype(bool)
+    np.testing.assert_array_equal(apply(params, of), expected)
+
+
+def test_a_batch_without_a_mask_is_refused():
+    model, params = make("bert")
+    with pytest.raises(ModelError, match="attention_mask missing"):
+        model.apply(params, {"input_ids": batch()["input_ids"]})
+
+
 def test_filler_rows_are_finite_and_change_no_other():
     model, params = make("bert")
     of = batch()

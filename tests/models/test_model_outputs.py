@@ -166,6 +166,7 @@ def test_masked_lm_decodes_only_when_logits_are_asked_for():
     [
         (("logit",), "unknown logit.*logits"),
         ({"hidden_states": [4]}, r"hidden_states of layers \[4\].*4 \(0 to 3\)"),
+        ({"qkv": []}, "qkv of no layer"),
         ({"attentions": [3, -4]}, r"attentions of layers \[3, -4\].*3 \(0 to 2\)"),
     ],
 )
