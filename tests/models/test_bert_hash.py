@@ -168,3 +168,29 @@ def test_missing_table_is_an_error(tmp_path, student):
     rename(tmp_path, lambda name: None if name.endswith("embeddings.embeddings.weight") else name)
     with pytest.raises(ModelError, match="missing: word_table"):
         models.from_pretrained(tmp_path)
+
+
+def test_a_vocabulary_as_large_as_the_width(tmp_path):
+    """Table and projection then have the same shape: the one with a bias, or named so, is the projection."""
+    model = models.build(CONFIG | {"vocab_size": 16})
+    params = jit(model.init)(jax.random.key(0))
+    models.save_pretrained(model, params, tmp_path, factorised=True)
+    jax.tree.map(np.testing.assert_array_equal, params, models.from_pretrained(tmp_path)[1])
+    rename(
+        tmp_path,
+        lambda name: name.replace("word_embeddings.projections", "a").replace("word_embeddings.embeddings", "z"),
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, models.from_pretrained(tmp_path)[1])
+
+
+@pytest.mark.parametrize("task", ["classification", "masked_lm"])
+def test_a_decoder_of_its_own_is_ignored(tmp_path, student, task):
+    """A pretraining head cannot share the factorised table: its decoder is a tensor of the vocabulary by the width."""
+    model, params = student
+    models.save_pretrained(model, params, tmp_path, factorised=True)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"cls.predictions.decoder.weight": np.zeros((60, 16), np.float32)}, path)
+    reports = []
+    _, back = models.from_pretrained(tmp_path, task=task, report=reports.append)
+    assert "cls.predictions.decoder.weight" in reports[0].ignored
+    jax.tree.map(np.testing.assert_array_equal, params["embeddings"], back["embeddings"])

@@ -98,7 +98,7 @@ def _load(
         table += _factorised_entries(model.config, checkpoint, names)
     missing, mismatched, used, fresh = _compare(table, shapes, checkpoint, names)
     unused = sorted(raw for name, raw in names.items() if name not in used)
-    ignored = tuple(raw for raw in unused if not raw.endswith(_BUFFERS) and not _is_tied(raw, model.task))
+    ignored = tuple(raw for raw in unused if not raw.endswith(_BUFFERS) and not _is_tied(raw, model))
     newly = tuple(name for entry in fresh for name, _, _ in entry.tensors(_leaf(shapes, entry.path).shape))
     found = LoadReport(str(checkpoint.directory), newly, ignored, tuple(mismatched))
     if missing or mismatched:
@@ -126,13 +126,14 @@ def _canonical_names(config: EncoderConfig, raw_names: list[str]) -> dict[str, s
             name = prefix + name
         names[name] = raw
     for tied, name in _TIED.items():
-        if tied in names and name not in names:
+        # BertHash's decoder cannot be its word embedding, which is never stored as one table
+        if tied in names and name not in names and not (config.model_type == "bert_hash" and tied.endswith(".weight")):
             names[name] = names.pop(tied)
     return names
 
 
-def _is_tied(raw: str, task: str) -> bool:
-    return task == "masked_lm" and raw in _TIED
+def _is_tied(raw: str, model: Model) -> bool:
+    return model.task == "masked_lm" and raw in _TIED and model.config.model_type != "bert_hash"
 
 
 def _factorised_entries(config: EncoderConfig, checkpoint: Checkpoint, names: dict[str, str]) -> list[Entry]:
@@ -140,22 +141,28 @@ def _factorised_entries(config: EncoderConfig, checkpoint: Checkpoint, names: di
     known = ("position_embeddings", "token_type_embeddings", "LayerNorm")
     prefix = PREFIXES["bert_hash"] + "embeddings."
     vocabulary, width, narrow = config.vocab_size, config.hidden_size, config.projections
-    wanted = {(vocabulary, narrow): "word_table", (width, narrow): "kernel", (width,): "bias"}
+    wanted = {"word_table": (vocabulary, narrow), "kernel": (width, narrow), "bias": (width,)}
     table, problems = [], []
-    for name, raw in names.items():
+
+    def is_projection(name: str) -> bool:  # where the vocabulary is as large as the model is wide, shapes do not tell
+        return "proj" in name or name.removesuffix("weight") + "bias" in names
+
+    for name in sorted(names, key=is_projection):
         if not name.startswith(prefix) or name.removeprefix(prefix).startswith(known) or name.endswith(_BUFFERS):
             continue
-        ours = wanted.pop(checkpoint.shape(raw), None)
+        shape = checkpoint.shape(names[name])
+        ours = next((ours for ours, expected in wanted.items() if expected == shape), None)
         if ours is None:
-            problems.append(f"{raw} {list(checkpoint.shape(raw))}")
+            problems.append(f"{names[name]} {list(shape)}")
             continue
+        del wanted[ours]
         path = ("embeddings", ours) if ours == "word_table" else ("embeddings", "word_projection", ours)
         table.append(Entry(path, (name,), "copy" if ours == "word_table" else "linear"))
-    if problems or {"word_table", "kernel"} & set(wanted.values()):
+    if problems or wanted.keys() & {"word_table", "kernel"}:
         raise ModelError(
             f"{checkpoint.directory}: a bert_hash word embedding is a table [{vocabulary}, {narrow}], a projection "
             f"[{width}, {narrow}] and perhaps a bias [{width}]; "
-            + (f"do not fit: {', '.join(problems)}" if problems else f"missing: {', '.join(wanted.values())}")
+            + (f"do not fit: {', '.join(problems)}" if problems else f"missing: {', '.join(wanted)}")
         )
     return table
 
