@@ -24,6 +24,20 @@ _DISTILBERT_NAMES = {
     "seq_classif_dropout": "classifier_dropout",
 }
 _DISTILBERT_FIXED = {"type_vocab_size": 0, "layer_norm_eps": 1e-12}
+_CLASSES = {"bert": "Bert", "bert_hash": "BertHash", "distilbert": "DistilBert", "roberta": "Roberta"}
+_ORIGINAL_BERT = {
+    "attention_probs_dropout_prob",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "type_vocab_size",
+    "vocab_size",
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {},
     "bert_hash": {"projections": 5},
@@ -94,13 +108,13 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
         ModelError: no such file, not JSON, an architecture we do not build, or invalid fields (all of them listed).
     """
     raw, where = (dict(source), "model configuration") if isinstance(source, Mapping) else _read_json(Path(source))
-    model_type = raw.get("model_type")
+    model_type = raw.get("model_type") or _unstated_model_type(raw)
     if model_type not in ARCHITECTURES:
         raise ModelError(
             f"{where}: model_type is {model_type!r}; supported architectures are {', '.join(ARCHITECTURES)}. "
             "Choose a model of one of these"
         )
-    values = dict(_DEFAULTS[model_type])
+    values = _DEFAULTS[model_type] | {"model_type": model_type}
     aliases = _DISTILBERT_NAMES if model_type == "distilbert" else {}
     known = {field.name for field in fields(EncoderConfig)} - {"id2label", "num_labels"}
     problems: list[str] = []
@@ -123,7 +137,6 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
 def config_to_hf(config: EncoderConfig, *, task: str, factorised: bool = False) -> dict[str, Any]:
     """Hugging Face's `config.json` for the model we save; BertHash becomes `bert` unless `factorised`."""
     model_type = "bert" if config.model_type == "bert_hash" and not factorised else config.model_type
-    prefix = {"bert": "Bert", "bert_hash": "BertHash", "distilbert": "DistilBert", "roberta": "Roberta"}[model_type]
     suffix = {"classification": "ForSequenceClassification", "masked_lm": "ForMaskedLM"}[task]
     skip = {"id2label", "num_labels", "model_type", "projections"}
     body = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in skip}
@@ -137,7 +150,7 @@ def config_to_hf(config: EncoderConfig, *, task: str, factorised: bool = False) 
             body["seq_classif_dropout"] = config.hidden_dropout_prob
     names = config.id2label or tuple(f"LABEL_{i}" for i in range(config.num_labels))
     return {
-        "architectures": [prefix + suffix],
+        "architectures": [_CLASSES[model_type] + suffix],
         "model_type": model_type,
         **body,
         "id2label": {str(i): name for i, name in enumerate(names)},
@@ -158,6 +171,15 @@ def _read_json(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(raw, dict):
         raise ModelError(f"{path}: expected a JSON object, got {type(raw).__name__}")
     return raw, str(path)
+
+
+def _unstated_model_type(raw: Mapping[str, Any]) -> str | None:
+    """What an old `config.json` without model_type is: by its class, else BERT if it has all fields of Google's own."""
+    classes = raw.get("architectures")
+    if not classes:
+        return "bert" if raw.keys() >= _ORIGINAL_BERT else None
+    stem = str(classes[0]).split("For")[0].removesuffix("Model")
+    return next((model_type for model_type, prefix in _CLASSES.items() if prefix == stem), None)
 
 
 def _labels(raw: Mapping[str, Any], problems: list[str]) -> tuple[int, tuple[str, ...] | None]:
@@ -186,7 +208,7 @@ def _labels(raw: Mapping[str, Any], problems: list[str]) -> tuple[int, tuple[str
 def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     """Options of Hugging Face's that change the mathematics and that we do not implement."""
     problems = []
-    if raw.get("position_embedding_type", "absolute") != "absolute":
+    if raw.get("position_embedding_type") not in (None, "absolute"):
         problems.append(f"position_embedding_type={raw['position_embedding_type']!r} (only 'absolute' is supported)")
     problems += [
         f"{name}=true (only encoders are supported)" for name in ("is_decoder", "add_cross_attention") if raw.get(name)

@@ -39,6 +39,39 @@ def test_distilbert_under_either_names():
     assert theirs.type_vocab_size == 0
 
 
+GOOGLES = {
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 128,
+    "initializer_range": 0.02,
+    "intermediate_size": 512,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "type_vocab_size": 2,
+    "vocab_size": 30522,
+}
+
+
+def test_old_files_that_do_not_say_their_architecture():
+    """Google's own config.json, and those of the library's first versions, which only name a class."""
+    assert models.config_from_hf(GOOGLES) == models.config_from_hf(GOOGLES | {"model_type": "bert"})
+    for class_name, model_type in (
+        ("RobertaForMaskedLM", "roberta"),
+        ("BertModel", "bert"),
+        ("DistilBertForSequenceClassification", "distilbert"),
+    ):
+        assert models.config_from_hf({"architectures": [class_name]}).model_type == model_type
+    for unknown in ({}, {"hidden_size": 8}, GOOGLES | {"architectures": ["BertGenerationEncoder"]}):
+        with pytest.raises(ModelError, match="model_type is None"):
+            models.config_from_hf(unknown)
+
+
+def test_a_position_type_that_is_null_is_the_ordinary_one():
+    assert models.config_from_hf({"model_type": "bert", "position_embedding_type": None}).model_type == "bert"
+
+
 @pytest.mark.parametrize("raw", [DISTILBERT, {"model_type": "roberta"}, NAMED])
 def test_written_and_read_back(tmp_path, raw):
     config = models.config_from_hf(raw)
