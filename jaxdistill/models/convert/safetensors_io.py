@@ -19,7 +19,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _CONVERT = (
     'convert it once, where torch is installed and you trust the file: python -c "from transformers import AutoModel; '
-    "AutoModel.from_pretrained('DIR').save_pretrained('NEW_DIR')\" (with the Auto class of its task, to keep its head)"
+    "AutoModel.from_pretrained('DIR').save_pretrained('NEW_DIR')\" (with the Auto class of its task, to keep its "
+    "head), and copy its tokenizer's files"
 )
 
 
