@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,12 +22,15 @@ def warm_start(
     """The student's parameters with what `config` names taken from the teacher, and a line on each thing taken.
 
     layers: student layer i (1-based) of L_s takes teacher layer i·L_t/L_s rounded to the nearest, ties up (`uniform`),
-    the first or last L_s, or those listed (0-based). With them come pooler, classifier and heads of the same shape.
+    the first or last L_s, or those listed (0-based). With them come pooler, classifier and heads of the same shape; a
+    classifier's classes by their names where both have names.
 
     embeddings: `copy` takes word, position and token-type tables and their norm. `svd` takes the directions of largest
-    variance of the teacher's centred word table: for a factorised table (bert_hash), scaled to unit standard deviation,
-    while its projection stays as initialised; for a narrower plain table, word, position and token-type tables are
-    projected on them and scaled to the standard deviation of the teacher's word table.
+    variance of the teacher's centred word table: for a narrower plain table, word, position and token-type tables are
+    projected on them and scaled to the standard deviation of the teacher's word table; for one as wide it is `copy`.
+    For a factorised table (bert_hash) they are scaled to unit standard deviation, and its projection stays as
+    initialised; but beside copied layers, which read the teacher's own coordinates, the projection is what makes the
+    product nearest to the teacher's word embedding, and the other tables are copied.
 
     Args:
       student_model, student_params: the fresh student.
@@ -43,11 +47,9 @@ def warm_start(
     if config.layers is not None:
         lines += _copy_layers(params, student_model, teacher_model, teacher_params, config.layers)
     if config.embeddings is not None:
-        _check_vocabulary(student_model.config, teacher_model.config)
-    if config.embeddings == "copy":
-        lines += _copy_embeddings(params, student_model.config, teacher_model.config, teacher_params)
-    if config.embeddings == "svd":
-        lines += _reduce_embeddings(params, student_model.config, teacher_model.config, teacher_params)
+        own, theirs = student_model.config, teacher_model.config
+        _check_vocabulary(own, theirs)
+        lines += _embeddings_start(config, own, theirs)(params, own, theirs, teacher_params)
     return params, lines
 
 
@@ -103,14 +105,30 @@ def _copy_layers(
     taken = []
     for name in sorted(params.keys() - {"embeddings", "encoder"}):
         # DistilBERT squashes its pooled output otherwise: the same numbers would mean something else there
-        if _same_head(own, theirs) and _shapes(params[name]) == _shapes(teacher_params.get(name)):
-            params[name] = _float32(teacher_params[name])
-            taken.append(name)
+        if not _same_head(own, theirs) or _shapes(params[name]) != _shapes(teacher_params.get(name)):
+            continue
+        head = _float32(teacher_params[name])
+        if name == "classifier":
+            order = _class_order(own, theirs)
+            if order is None:
+                continue
+            head = {part: leaf[..., np.asarray(order)] for part, leaf in head.items()}
+        params[name] = head
+        taken.append(name)
     return [*lines, f"{' and '.join(taken)} copied"] if taken else lines
 
 
 def _same_head(own: EncoderConfig, theirs: EncoderConfig) -> bool:
     return (own.model_type == "distilbert") == (theirs.model_type == "distilbert")
+
+
+def _class_order(own: EncoderConfig, theirs: EncoderConfig) -> tuple[int, ...] | None:
+    """The teacher's class for each of the student's, by name where both have names; None if the names differ."""
+    if own.id2label is None or theirs.id2label is None:
+        return tuple(range(own.num_labels))
+    places = {name.casefold(): index for index, name in enumerate(theirs.id2label)}
+    names = [name.casefold() for name in own.id2label]
+    return tuple(places[name] for name in names) if set(names) == places.keys() else None
 
 
 def _shapes(tree: Any) -> Any:
@@ -126,6 +144,14 @@ def _check_vocabulary(own: EncoderConfig, theirs: EncoderConfig) -> None:
             f"warm_start.embeddings: the student's vocabulary has {own.vocab_size} tokens and the teacher's "
             f"{theirs.vocab_size}; embeddings can only be taken from a model with the same tokenizer"
         )
+
+
+def _embeddings_start(config: WarmStartConfig, own: EncoderConfig, theirs: EncoderConfig) -> Callable[..., list[str]]:
+    """Which of the ways below fits what was asked for."""
+    factorised = own.model_type == "bert_hash"
+    if config.embeddings == "copy" or (not factorised and own.hidden_size == theirs.hidden_size):
+        return _copy_embeddings
+    return _factorise_embeddings if factorised and config.layers is not None else _reduce_embeddings
 
 
 def _copy_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: EncoderConfig, teacher: Params) -> list[str]:
@@ -145,24 +171,30 @@ def _copy_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: Encoder
         embeddings |= _float32({name: teacher["embeddings"][name] for name in ("word_table", "word_projection")})
     else:
         embeddings["word"] = jnp.asarray(_words(theirs, teacher))
-    position, token_type = _contexts(own, theirs, teacher)
-    _fill(embeddings, "position", position, start=_first_position(own))
-    if token_type is not None and "token_type" in embeddings:
-        _fill(embeddings, "token_type", token_type)
+    _fill_contexts(embeddings, own, theirs, teacher)
     embeddings["norm"] = _float32(teacher["embeddings"]["norm"])
     params["embeddings"] = embeddings
     return ["embeddings copied"]
+
+
+def _factorise_embeddings(
+    params: dict[str, Any], own: EncoderConfig, theirs: EncoderConfig, teacher: Params
+) -> list[str]:
+    """The factorised table and projection nearest to the teacher's word table, everything else as it is."""
+    _check_narrower(own.projections, theirs)
+    left, right, mean = map(jnp.asarray, svd_factorise(jnp.asarray(_words(theirs, teacher)), own.projections))
+    embeddings = dict(params["embeddings"]) | {"word_table": left, "word_projection": {"kernel": right, "bias": mean}}
+    _fill_contexts(embeddings, own, theirs, teacher)
+    embeddings["norm"] = _float32(teacher["embeddings"]["norm"])
+    params["embeddings"] = embeddings
+    return [f"word embedding from the {own.projections} largest directions of the teacher's, its other tables copied"]
 
 
 def _reduce_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: EncoderConfig, teacher: Params) -> list[str]:
     """Tables in the coordinates of the teacher's largest-variance directions."""
     table = _words(theirs, teacher)
     width = own.projections if own.model_type == "bert_hash" else own.hidden_size
-    if width > theirs.hidden_size:
-        raise ModelError(
-            f"warm_start.embeddings: svd can only narrow, but the student's table is {width} wide and the teacher's "
-            f"hidden_size is {theirs.hidden_size}; leave `embeddings` out"
-        )
+    _check_narrower(width, theirs)
     left, right, _ = svd_factorise(jnp.asarray(table), width)
     embeddings = dict(params["embeddings"])
     if own.model_type == "bert_hash":
@@ -174,12 +206,17 @@ def _reduce_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: Encod
     scale = np.std(table) / np.std(words)
     onto = (right / deviations[:, None]).T * scale
     embeddings["word"] = jnp.asarray(words * scale)
-    position, token_type = _contexts(own, theirs, teacher)
-    _fill(embeddings, "position", position @ onto, start=_first_position(own))
-    if token_type is not None and "token_type" in embeddings:
-        _fill(embeddings, "token_type", token_type @ onto)
+    _fill_contexts(embeddings, own, theirs, teacher, onto)
     params["embeddings"] = embeddings
     return [f"embeddings from the {width} largest directions of the teacher's {theirs.hidden_size}"]
+
+
+def _check_narrower(width: int, theirs: EncoderConfig) -> None:
+    if width > theirs.hidden_size:
+        raise ModelError(
+            f"warm_start.embeddings: svd can only narrow, but the student's table is {width} wide and the teacher's "
+            f"hidden_size is {theirs.hidden_size}; leave `embeddings` out"
+        )
 
 
 def _words(config: EncoderConfig, params: Params) -> np.ndarray:
@@ -189,18 +226,27 @@ def _words(config: EncoderConfig, params: Params) -> np.ndarray:
     return np.asarray(params["embeddings"]["word"], np.float32)
 
 
-def _contexts(own: EncoderConfig, theirs: EncoderConfig, teacher: Params) -> tuple[np.ndarray, np.ndarray | None]:
-    """The teacher's position table from position 0 on, and its token-type table.
+def _fill_contexts(
+    embeddings: dict[str, Any],
+    own: EncoderConfig,
+    theirs: EncoderConfig,
+    teacher: Params,
+    onto: np.ndarray | None = None,
+) -> None:
+    """The teacher's position and token-type tables, from position 0 on, projected by `onto` [D_t, D_s] if given.
 
     A student without token types gets the teacher's first type added to its positions: the same sum for every token.
     """
-    position = np.asarray(teacher["embeddings"]["position"], np.float32)
-    position = position[_first_position(theirs) :]
-    token_type = teacher["embeddings"].get("token_type")
-    if token_type is None:
-        return position, None
-    token_type = np.asarray(token_type, np.float32)
-    return (position, token_type) if own.type_vocab_size else (position + token_type[0], None)
+    tables = {"position": np.asarray(teacher["embeddings"]["position"], np.float32)[_first_position(theirs) :]}
+    if "token_type" in teacher["embeddings"]:
+        token_type = np.asarray(teacher["embeddings"]["token_type"], np.float32)
+        if own.type_vocab_size:
+            tables["token_type"] = token_type
+        else:
+            tables["position"] = tables["position"] + token_type[0]
+    for name, table in tables.items():
+        start = _first_position(own) if name == "position" else 0
+        _fill(embeddings, name, table if onto is None else table @ onto, start=start)
 
 
 def _first_position(config: EncoderConfig) -> int:

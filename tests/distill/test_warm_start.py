@@ -85,6 +85,19 @@ def test_a_classifier_of_other_labels_is_not_copied():
     assert lines[1] == "pooler copied"
 
 
+def test_a_classifier_is_copied_by_the_names_of_its_classes():
+    named = {"num_labels": 3, "id2label": {0: "Neutral", 1: "Good", 2: "Bad"}}
+    teacher, teacher_params = make(seed=2, **named)
+    student, params = make(seed=1, num_labels=3, id2label={0: "good", 1: "bad", 2: "neutral"})
+    started, _ = warm_start(student, params, teacher, teacher_params, WarmStartConfig("uniform", "copy"))
+    mine, theirs = signal(student, started, "logits"), signal(teacher, teacher_params, "logits")
+    np.testing.assert_allclose(mine, theirs[:, np.array([1, 2, 0])], rtol=1e-5, atol=1e-5)
+    other, params = make(seed=1, num_labels=3, id2label={0: "sports", 1: "politics", 2: "neutral"})
+    started, lines = warm_start(other, params, teacher, teacher_params, WarmStartConfig(layers="uniform"))
+    same(started["classifier"], params["classifier"])
+    assert lines[1] == "pooler copied"
+
+
 def test_distilbert_from_bert_computes_the_same_hidden_states():
     """DistilBERT has no token types: BERT's first type moves into the positions."""
     student, params = make("distilbert", seed=1)
@@ -127,6 +140,30 @@ def test_svd_fills_a_factorised_table_with_centred_unit_directions():
     np.testing.assert_allclose(np.abs(u.T @ table / np.sqrt(40)), np.eye(3), atol=1e-5)
     same(started["embeddings"]["word_projection"], params["embeddings"]["word_projection"])
     assert lines == ["word table from the 3 largest directions of the teacher's, unit standard deviation"]
+
+
+def test_svd_beside_copied_layers_approximates_what_they_read():
+    """As wide a factorisation as the teacher makes the student the teacher itself; a narrower one the nearest to it."""
+    student, params = make("bert_hash", seed=1, projections=16)
+    started, lines = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig("uniform", "svd"))
+    mine, theirs = signal(student, started, "logits"), signal(TEACHER, TEACHER_PARAMS, "logits")
+    np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
+    assert lines[-1] == "word embedding from the 16 largest directions of the teacher's, its other tables copied"
+    student, params = make("bert_hash", seed=1, projections=6)
+    started, _ = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig("uniform", "svd"))
+    embeddings = started["embeddings"]
+    kernel, bias = embeddings["word_projection"]["kernel"], embeddings["word_projection"]["bias"]
+    words = np.asarray(TEACHER_PARAMS["embeddings"]["word"], np.float64)
+    u, s, v = np.linalg.svd(words - words.mean(0), full_matrices=False)
+    nearest = u[:, :6] * s[:6] @ v[:6] + words.mean(0)
+    np.testing.assert_allclose(embeddings["word_table"] @ kernel + bias[None], nearest, atol=1e-5)
+
+
+def test_svd_at_the_same_width_is_a_copy():
+    """Turning the coordinates would leave copied layers reading another embedding."""
+    student, params = make(seed=1)
+    started, _ = warm_start(student, params, TEACHER, TEACHER_PARAMS, WarmStartConfig("uniform", "svd"))
+    same(started, TEACHER_PARAMS)
 
 
 def test_svd_narrows_every_table_with_one_map():
