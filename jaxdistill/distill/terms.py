@@ -92,19 +92,27 @@ class CrossEntropy:
         return losses.masked_sum_count(values, where)[0]
 
 
-Divergence = Literal["forward_kl", "reverse_kl", "soft_cross_entropy", "jensen_shannon", "total_variation"]
+_AT_TEMPERATURE = {
+    "forward_kl": losses.forward_kl,
+    "reverse_kl": losses.reverse_kl,
+    "soft_cross_entropy": losses.soft_cross_entropy,
+    "total_variation": losses.total_variation,
+}
 
 
 @dataclass(frozen=True)
 class LogitDivergence:
-    """A divergence between the student's and the teachers' averaged distributions at `temperature`, over real rows."""
+    """A divergence between the student's and the teachers' averaged distributions at `temperature`, over real rows.
+
+    divergence is the loss's name in `jaxdistill.losses`; beta is the Jensen-Shannon divergence's, None elsewhere.
+    """
 
     name: str
     weight: float
-    divergence: Divergence
+    divergence: Literal["forward_kl", "reverse_kl", "soft_cross_entropy", "jensen_shannon", "total_variation"]
     temperature: float
     teacher_weights: tuple[float, ...]
-    beta: float = 0.5
+    beta: float | None = None
     group: Literal["kd"] = "kd"
     student_outputs: tuple[str, ...] = ("logits",)
     teacher_outputs: tuple[str, ...] = ("logits",)
@@ -114,22 +122,12 @@ class LogitDivergence:
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
         where = self.where(batch)
-        target = self._target(teachers)
-        match self.divergence:
-            case "forward_kl":
-                values = losses.forward_kl(student["logits"], target, temperature=self.temperature, where=where)
-            case "reverse_kl":
-                values = losses.reverse_kl(student["logits"], target, temperature=self.temperature, where=where)
-            case "soft_cross_entropy":
-                values = losses.soft_cross_entropy(student["logits"], target, temperature=self.temperature, where=where)
-            case "jensen_shannon":
-                values = losses.jensen_shannon(
-                    student["logits"], target, beta=self.beta, temperature=self.temperature, where=where
-                )
-            case "total_variation":
-                values = losses.total_variation(student["logits"], target, temperature=self.temperature, where=where)
-            case _:
-                assert_never(self.divergence)
+        logits, target = student["logits"], self._target(teachers)
+        if self.divergence == "jensen_shannon":
+            assert self.beta is not None
+            values = losses.jensen_shannon(logits, target, beta=self.beta, temperature=self.temperature, where=where)
+        else:
+            values = _AT_TEMPERATURE[self.divergence](logits, target, temperature=self.temperature, where=where)
         return losses.masked_sum_count(values, where)[0]
 
     def _target(self, teachers: Sequence[Signals]) -> Float[Array, "*B C"]:
@@ -167,22 +165,14 @@ def make_term(config: TermConfig, *, name: str, teacher_weights: tuple[float, ..
     match config:
         case CrossEntropyTerm():
             return CrossEntropy(name=name, weight=config.weight, label_smoothing=config.label_smoothing)
-        case DivergenceTerm() | TotalVariationTerm():
+        case DivergenceTerm() | TotalVariationTerm() | JensenShannonTerm():
             return LogitDivergence(
                 name=name,
                 weight=config.weight,
                 divergence=config.type,
                 temperature=config.temperature,
                 teacher_weights=teacher_weights,
-            )
-        case JensenShannonTerm():
-            return LogitDivergence(
-                name=name,
-                weight=config.weight,
-                divergence=config.type,
-                temperature=config.temperature,
-                beta=config.beta,
-                teacher_weights=teacher_weights,
+                beta=config.beta if isinstance(config, JensenShannonTerm) else None,
             )
         case LogitMSETerm():
             return LogitMSE(name=name, weight=config.weight, teacher_weights=teacher_weights)
