@@ -94,9 +94,11 @@ def _data_problems(run: Run) -> Iterator[Problem]:
     """Of the run's data once, and of each stage's own keys."""
     yield from _source_problems(run.data, ("data",), None)
     yield from _label_problems(run.data, ("data",))
+    yield from _augment_problems(run.data, ("data",))
     missing = [index for index, stage in enumerate(run.stages) if stage_data(run, stage).train is None]
-    if run.data.unlabelled and all(stage.teacher is None for stage in run.stages):
-        yield Problem(("data", "unlabelled"), "no stage has a teacher to label it; remove it")
+    for key in ("unlabelled", "augment"):
+        if getattr(run.data, key) and all(stage.teacher is None for stage in run.stages):
+            yield Problem(("data", key), "no stage has a teacher to label the text; remove it")
     if len(missing) == len(run.stages):
         yield Problem(("data", "train"), "missing; expected {path: FILE}, {hub: ID, split: ...} or {asset: NAME}")
     for index, stage in enumerate(run.stages):
@@ -106,7 +108,8 @@ def _data_problems(run: Run) -> Iterator[Problem]:
         if stage.data:
             data = stage_data(run, stage)
             yield from _source_problems(data, path, set(stage.data))
-            if "label_names" in stage.data:
+            yield from _augment_problems(data, path) if "augment" in stage.data else ()
+            if not stage.data.keys().isdisjoint(("text", "label", "label_names")):
                 yield from _label_problems(data, path)
 
 
@@ -140,13 +143,32 @@ def _unlabelled_problems(data: DataConfig, source: UnlabelledConfig, path: KeyPa
         yield Problem((*path, "text"), message)
 
 
+def _augment_problems(data: DataConfig, path: KeyPath) -> Iterator[Problem]:
+    augment = data.augment
+    if augment is None:
+        return
+    if augment.mask + augment.replace > 1:
+        message = f"mask and replace add up to {augment.mask + augment.replace:g}; expected probabilities of at most 1"
+        yield Problem((*path, "augment"), message)
+    elif not (augment.mask or augment.replace or augment.ngram):
+        yield Problem((*path, "augment"), "mask, replace and ngram are all 0, so nothing would vary; remove it")
+
+
 def _label_problems(data: DataConfig, path: KeyPath) -> Iterator[Problem]:
+    """The columns, and the names of the classes."""
+    if repeated := _repeated(data.text):
+        yield Problem((*path, "text"), f"column {shown(repeated[0])} is given twice; a pair is two columns")
+    if data.label in data.text:
+        yield Problem((*path, "label"), f"column {shown(data.label)} is also a text; expected the column of the labels")
     if data.label_names is None:
         return
     if repeated := _repeated(data.label_names):
         yield Problem((*path, "label_names"), f"{shown(repeated[0])} is given twice")
     elif len(data.label_names) < 2:
         yield Problem((*path, "label_names"), f"got {shown(data.label_names)}; expected at least two classes")
+    for name in data.label_names:
+        if not name or name != name.strip():  # labels are read without the blanks around them
+            yield Problem((*path, "label_names"), f"got {shown(name)}; expected a name without blanks around it")
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Local files and directories that a run names and that are not there."""
+"""Files, directories and assets that a run names and that are not there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Literal
 from jaxdistill.config.defaults import named_sources, stage_data
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, did_you_mean
-from jaxdistill.config.schema import DataConfig, Run, StageConfig, TeacherConfig
+from jaxdistill.config.schema import (
+    ASSET_SPLITS,
+    DATA_FORMATS,
+    PREVIOUS,
+    DataConfig,
+    Run,
+    StageConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 
 
 def kind_of(text: str | Path) -> Literal["file", "directory", "missing"]:
@@ -30,7 +39,11 @@ def unusable_directory(text: str) -> str | None:
         Path(text).expanduser()
     except RuntimeError:
         return "names a home directory that is not known"
-    return "is a file" if kind_of(text) == "file" else None
+    path = Path(text)
+    if kind_of(path) == "file":
+        return "is a file"
+    above = next((parent for parent in path.parents if kind_of(parent) == "file"), None)
+    return f"lies below {above}, a file" if above else None
 
 
 def looks_local(text: str) -> bool:
@@ -39,47 +52,79 @@ def looks_local(text: str) -> bool:
 
 
 def missing_files(run: Run) -> list[Problem]:
-    """Data files that are not there, and model directories that are not there or hold no model."""
+    """Data files and assets that are not there, and model directories that are not there or hold no model."""
     problems = list(_missing_data(run.data, ("data",), None))
     if run.tokenizer is not None and looks_local(run.tokenizer):
         problems += _missing_directory(run.tokenizer, ("tokenizer",))
-    names = {stage.name for stage in run.stages}
+    names = {PREVIOUS, *(stage.name for stage in run.stages)}
     for index, stage in enumerate(run.stages):
         path: KeyPath = ("stages", index)
         if stage.data:
             problems += _missing_data(stage_data(run, stage), (*path, "data"), set(stage.data))
-        for place, text in _models(stage, path, names):
-            if looks_local(text):
-                problems += _missing_directory(text, place) or _missing_config(text, place)
+        for place, reference in _references(stage, path):
+            problems += _missing_model(reference, place, names)
     return problems
 
 
-def _models(stage: StageConfig, path: KeyPath, names: set[str]) -> Iterator[tuple[KeyPath, str]]:
-    """The model directories and hub ids that a stage names, with their paths."""
-    if stage.student.pretrained is not None:
-        yield (*path, "student", "pretrained"), stage.student.pretrained
-    several = isinstance(stage.teacher, tuple)
-    written = list(stage.teacher) if isinstance(stage.teacher, tuple) else [stage.teacher]
-    places: list[KeyPath] = [(*path, "teacher", i) if several else (*path, "teacher") for i in range(len(written))]
+def _references(
+    stage: StageConfig, path: KeyPath
+) -> Iterator[tuple[KeyPath, StudentConfig | TeacherConfig | str | None]]:
+    """All that a stage names models with, each with its path."""
+    yield (*path, "student"), stage.student
+    if isinstance(stage.teacher, tuple):
+        yield from (((*path, "teacher", index), teacher) for index, teacher in enumerate(stage.teacher))
+    else:
+        yield (*path, "teacher"), stage.teacher
     if stage.student.warm_start is not None:
-        written = [*written, stage.student.warm_start.from_teacher]
-        places.append((*path, "student", "warm_start", "from_teacher"))
-    for place, teacher in zip(places, written, strict=True):
-        if isinstance(teacher, TeacherConfig) and teacher.pretrained is not None:
-            yield (*place, "pretrained"), teacher.pretrained
-        elif isinstance(teacher, str) and teacher not in names:
-            yield place, teacher
+        yield (*path, "student", "warm_start", "from_teacher"), stage.student.warm_start.from_teacher
+
+
+def _missing_model(
+    reference: StudentConfig | TeacherConfig | str | None, place: KeyPath, names: set[str]
+) -> Iterator[Problem]:
+    """A model's directory or asset, where it is not another stage's student."""
+    if reference is None or isinstance(reference, str):
+        text = None if reference in names else reference
+    else:
+        known = [name for name, splits in ASSET_SPLITS.items() if not splits]
+        if reference.asset is not None and reference.asset not in known:
+            yield Problem((*place, "asset"), _not_that_asset(reference.asset, "model", known))
+        text, place = reference.pretrained, (*place, "pretrained")
+    if text is not None and looks_local(text):
+        yield from _missing_directory(text, place) or _missing_config(text, place)
+
+
+def _not_that_asset(name: str, wanted: str, known: list[str]) -> str:
+    what = f"is no {wanted}" if name in ASSET_SPLITS else "is no asset"
+    return f"'{name}' {what}; expected one of {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def _missing_data(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:
     for place, source in named_sources(data, keys):
+        where = (*path, *place)
+        if source.asset is not None:
+            yield from _missing_split(source.asset, source.split, where)
         if source.path is None:
             continue
         match kind_of(source.path):
             case "directory":
-                yield Problem((*path, *place, "path"), f"{source.path} is a directory; expected a file of rows")
+                yield Problem((*where, "path"), f"{source.path} is a directory; expected a file of rows")
             case "missing":
-                yield Problem((*path, *place, "path"), f"{source.path}: no such file{_nearest(source.path)}")
+                yield Problem((*where, "path"), f"{source.path}: no such file{_nearest(source.path)}")
+            case _ if Path(source.path).suffix.lower() not in DATA_FORMATS:
+                formats = ", ".join(DATA_FORMATS)
+                yield Problem((*where, "path"), f"{source.path}: not a format we read; expected one of {formats}")
+
+
+def _missing_split(name: str, split: str | None, path: KeyPath) -> Iterator[Problem]:
+    """A data set asset that is none, or that has no such split."""
+    known = [asset for asset, splits in ASSET_SPLITS.items() if splits]
+    if name not in known:
+        yield Problem((*path, "asset"), _not_that_asset(name, "data set", known))
+    elif split not in (splits := ASSET_SPLITS[name]):
+        got = "missing" if split is None else f"got '{split}'"
+        hint = did_you_mean(split, splits) if split else ""
+        yield Problem((*path, "split"), f"{got}; expected one of {', '.join(splits)}{hint}")
 
 
 def _missing_directory(text: str, path: KeyPath) -> list[Problem]:

@@ -35,6 +35,12 @@ PREVIOUS = "previous"
 SOURCES = ("train", "validation", "test")
 """The splits of a `DataConfig`."""
 
+DATA_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
+"""Extensions of the files that rows are read from."""
+
+ASSET_SPLITS = {"minilm-l6": (), "sentiment": SOURCES}
+"""Named assets, and the splits of those that are data sets; a model has none."""
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -68,6 +74,22 @@ class UnlabelledConfig(SourceConfig):
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """Variants of the training text for the teachers to label (arXiv:1903.12136, arXiv:1909.10351).
+
+    copies: variants of each row. mask, replace: probability that a word becomes the mask token, or another word of the
+    training text. ngram: probability that only one to five consecutive words are kept.
+    """
+
+    __pydantic_config__ = _STRICT
+    copies: Positive = 1
+    mask: Fraction = 0.05
+    replace: Fraction = 0.1
+    ngram: Annotated[Number, Field(ge=0, le=1)] = 0.25
+    seed: NonNegative = 0
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Data of a run or, written in a stage, of that stage (only the keys written there differ).
 
@@ -76,6 +98,7 @@ class DataConfig:
     labels in the order of their integers (default: the teacher's, or the values found).
     unlabelled: text without labels that stages with a teacher train on besides `train` (distillation terms count it,
     label terms do not); a text that is also in validation or test is left out.
+    augment: variants of the training text, likewise without labels.
     validation_share: share of train carved off by hash when `validation` is left out.
     shuffle_window: batches whose examples are grouped by length together (`bucketed`).
     on_bad_row: `error`, or `skip` (counted and reported).
@@ -87,6 +110,7 @@ class DataConfig:
     validation: SourceConfig | None = None
     test: SourceConfig | None = None
     unlabelled: tuple[UnlabelledConfig, ...] = ()
+    augment: AugmentConfig | None = None
     text: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] = ("text",)
     label: str = "label"
     label_names: tuple[str, ...] | None = None
@@ -252,7 +276,7 @@ class StudentConfig:
     hidden_dropout_prob: Fraction | None = None
     attention_probs_dropout_prob: Fraction | None = None
     classifier_dropout: Fraction | None = None
-    max_position_embeddings: Positive | None = None
+    max_position_embeddings: Annotated[Integer, Field(ge=3, lt=2**31)] | None = None  # [CLS], a token, [SEP]
     type_vocab_size: Positive | None = None
     layer_norm_eps: PositiveFloat | None = None
     initializer_range: PositiveFloat | None = None

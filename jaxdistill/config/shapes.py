@@ -41,6 +41,7 @@ class Shape:
     intermediate_size: int | None = None
     positions: int | None = None
     projections: int | None = None
+    vocab_size: int | None = None
 
 
 def student_shape(student: StudentConfig, name: str) -> Shape:
@@ -56,6 +57,7 @@ def student_shape(student: StudentConfig, name: str) -> Shape:
         intermediate_size=student.intermediate_size or 3072,
         positions=student.max_position_embeddings or 512,
         projections=(student.projections or 5) if student.architecture == "bert_hash" else None,
+        vocab_size=student.vocab_size,
     )
 
 
@@ -81,6 +83,7 @@ def directory_shape(text: str, name: str) -> Shape:
         intermediate_size=_integer(config, "intermediate_size", "hidden_dim"),
         positions=positions,
         projections=_integer(config, "projections"),
+        vocab_size=_integer(config, "vocab_size"),
     )
 
 
@@ -204,7 +207,18 @@ def _layer_problems(
 
 
 def _embedding_problems(embeddings: str | None, student: Shape, teacher: Shape, path: KeyPath) -> Iterator[Problem]:
-    if embeddings != "copy" or teacher.hidden_size is None:
+    if embeddings is None:
+        return
+    if student.vocab_size and teacher.vocab_size and student.vocab_size != teacher.vocab_size:
+        message = f"the student has {student.vocab_size} tokens, {teacher.name} {teacher.vocab_size}"
+        yield Problem(path, f"{message}; embeddings can only be taken from a model with the same tokenizer")
+    if teacher.hidden_size is None:
+        return
+    if embeddings == "svd":
+        width = student.projections or student.hidden_size or 0
+        if width > teacher.hidden_size:
+            message = f"the student's word table is {width} wide, {teacher.name} only {teacher.hidden_size}"
+            yield Problem(path, f"{message}; svd can only narrow, leave embeddings out")
         return
     if teacher.hidden_size != student.hidden_size:
         message = f"the student is {student.hidden_size} wide, {teacher.name} {teacher.hidden_size}"

@@ -1,6 +1,7 @@
 """From files, hub data sets and named assets to padded, shuffled, resumable batches of tokens."""
 
 from jaxdistill.data import assets
+from jaxdistill.data.augment import augment
 from jaxdistill.data.batching import bucket_lengths, eval_batches, steps_per_epoch, total_steps
 from jaxdistill.data.cache import default_cache_dir
 from jaxdistill.data.labels import encode_labels
@@ -14,6 +15,7 @@ __all__ = [
     "TokenizedDataset",
     "Tokenizer",
     "assets",
+    "augment",
     "bucket_lengths",
     "check_vocabulary",
     "default_cache_dir",

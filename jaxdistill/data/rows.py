@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdistill.errors import DataError
 
-_SHOWN = 5
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Rows:
 
 
 def bad_rows_error(source: str, unit: str, problems: Sequence[tuple[int, str]], total: int, advice: str) -> DataError:
-    """One error for all `problems` (row number, reason) of a source of `total` rows; the first few are spelt out."""
-    shown = "".join(f"\n  {unit} {number}: {reason}" for number, reason in problems[:_SHOWN])
-    more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    """One line for all `problems` (row number, reason) of a source of `total` rows; the first few are spelt out."""
+    shown = "; ".join(f"{unit} {number}: {reason}" for number, reason in problems[:_SHOWN])
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     rows = "row" if len(problems) == 1 else "rows"
-    return DataError(f"{source}: {len(problems)} bad {rows} of {total}; {advice}:{shown}{more}")
+    return DataError(f"{source}: {len(problems)} bad {rows} of {total} ({shown}{more}); {advice}")
 
 
 def split_by_hash(rows: Rows, share: float) -> tuple[Rows, Rows]:

@@ -74,7 +74,7 @@ def _check_columns(wanted: Sequence[str], found: Sequence[str], source: str) -> 
         if column not in found:
             near = difflib.get_close_matches(column, found, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
-            key = "data.text and data.label say which columns to read"
+            key = "data.text and data.label say which columns to read; evaluate: --text, --label"
             raise DataError(f"{source}: no column {column!r}, found {', '.join(map(repr, found))}{meant} ({key})")
 
 
@@ -142,7 +142,8 @@ def _collect(table: Table, data: DataConfig, limit: int | None, name: str, requi
         labels.append(label)
         numbers.append(number)
     if problems and (data.on_bad_row == "error" or not numbers):
-        raise bad_rows_error(name, table.unit, problems, total, "correct them, or leave them out: data.on_bad_row=skip")
+        advice = "correct them, or leave them out (data.on_bad_row=skip; evaluate: --skip-bad-rows)"
+        raise bad_rows_error(name, table.unit, problems, total, advice)
     if not numbers:
         raise DataError(f"{name}: the data set is empty; expected at least one row")
     known = None if all(label is None for label in labels) else labels
@@ -163,7 +164,8 @@ def _text(value: Any, column: str) -> str:
         return value
     if value is None or value != value:  # NaN differs from itself
         raise _BadRowError(f"missing text (column {column!r})")
-    raise _BadRowError(f"text is a {type(value).__name__}, expected a string (column {column!r})")
+    kind = "number" if isinstance(value, int | float) else type(value).__name__
+    raise _BadRowError(f"text is a {kind}, expected a string (column {column!r})")
 
 
 def _label(value: Any, names: Sequence[str] | None, required: bool) -> int | str | None:

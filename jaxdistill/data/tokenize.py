@@ -28,6 +28,7 @@ class Tokenizer:
 
     fingerprint: sha256 of everything that decides the ids (not of its padding and truncation settings). vocab_size:
     number of tokens, added ones included. max_id: the largest id it can give. pad_id: what padding is filled with.
+    mask_token: as written in text, or None.
     """
 
     def __init__(self, wrapped: Any, name: str) -> None:
@@ -40,6 +41,7 @@ class Tokenizer:
         self.pad_id = int(wrapped.pad_token_id or 0)
         self.max_id = max(wrapped.get_vocab().values(), default=-1)
         self.vocab_size = len(wrapped)
+        self.mask_token: str | None = wrapped.mask_token
         self._wrapped = wrapped
         # A copy: calls on the wrapped one change its padding and truncation, which must change nothing here.
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())

@@ -16,6 +16,7 @@ from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import Chain, ChainStage, GivenTeacher, ResolvedTeacher
 from jaxdistill.config.schema import DataConfig, SourceConfig, StudentConfig
 from jaxdistill.errors import ConfigError, DataError, ModelError
+from jaxdistill.models.convert.safetensors_io import Checkpoint
 
 SPLITS = ("train", "validation", "test")
 
@@ -49,8 +50,8 @@ class Inputs:
         return _directory(reference.pretrained, reference.asset, reference.revision)
 
     def model_config(self, reference: ResolvedTeacher | StudentConfig) -> models.EncoderConfig:
-        """Architecture of a given model, from its config.json."""
-        return models.config_from_hf(self.directory(reference))
+        """Architecture of a given model, from its config.json; that its weights are there is seen at the same time."""
+        return _model_config(self.directory(reference))
 
     def tokenizer(self, stage: ChainStage) -> data.Tokenizer:
         """The tokenizer of a stage's student.
@@ -82,8 +83,9 @@ class Inputs:
         for given in self.chain.given:
             return self.teacher_tokenizer(given_reference(given))
         for stage in self.chain.stages:
-            if _is_pretrained(stage.config.student):
-                return self.tokenizer(stage)
+            student = stage.config.student
+            if _is_pretrained(student) and _has_tokenizer(self.directory(student)):
+                return _tokenizer(str(self.directory(student)))
         raise ConfigError("tokenizer: no teacher or pretrained student brings one; write tokenizer: DIR_OR_HUB_ID")
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -100,17 +102,16 @@ class Inputs:
         rows = {split: data.load_rows(config, source) for split, source in sources.items() if source is not None}
         if "validation" not in rows:
             rows["train"], rows["validation"] = data.split_by_hash(rows["train"], config.validation_share)
-            for split in ("train", "validation"):
-                if not len(rows[split]):
-                    raise DataError(
-                        f"{rows[split].source}: too few rows to hold out a share of {config.validation_share} for "
-                        f"validation: nothing left for {split}; give data.validation"
-                    )
         encoded, found = data.encode_labels(rows["train"], config.label_names or self._known_names(rows["train"]))
         known = encoded[encoded >= 0]
         if not known.size:
             raise DataError(f"{rows['train'].source}: no row has a label in column {config.label!r}")
         names = found or tuple(str(index) for index in range(int(known.max()) + 1))
+        if len(names) < 2:
+            raise DataError(
+                f"{rows['train'].source}: every label in column {config.label!r} is {names[0]!r}; expected two classes "
+                "or more (data.label says which column, data.label_names lists classes that are not there)"
+            )
         labels = {
             split: data.encode_labels(part, found, num_classes=None if found else len(names))[0]
             for split, part in rows.items()
@@ -170,8 +171,13 @@ class Inputs:
         """The text that teachers alone label, without what validation and test are measured on."""
         sources = iter(labelled.unlabelled)
         measured = {_plain(row) for split in ("validation", "test") for row in _texts(labelled.splits.get(split))}
+        more = []
         for source in config.unlabelled:
             rows = _words(tokenizer, source.limit) if source.vocabulary else next(sources)
+            more.append(rows)
+        if config.augment is not None:
+            more.append(data.augment(labelled.splits["train"], config.augment, mask_token=tokenizer.mask_token))
+        for rows in more:
             kept = rows.take([place for place, row in enumerate(_texts(rows)) if _plain(row) not in measured])
             if len(kept):
                 yield kept
@@ -250,6 +256,12 @@ def _directory(pretrained: str | None, asset: str | None, revision: str | None) 
         return data.assets.fetch(asset)
     assert pretrained is not None
     return models.resolve(pretrained, revision=revision)
+
+
+@functools.cache
+def _model_config(directory: Path) -> models.EncoderConfig:
+    Checkpoint(directory).close()
+    return models.config_from_hf(directory)
 
 
 @functools.cache

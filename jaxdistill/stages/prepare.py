@@ -164,6 +164,9 @@ class Preparation:
                     f"{what}: learned the labels {', '.join(self.surveys[teacher.stage].labelled.names)}, this stage's "
                     f"data has {', '.join(labelled.names)}; a student and its teacher need the same labels"
                 )
+        augment = stage.data.augment
+        if stage.teachers and augment is not None and augment.mask and tokenizers[0].mask_token is None:
+            raise ConfigError(f"data.augment.mask: tokenizer {tokenizers[0].name} has no mask token; set it to 0")
         for what, model_config, tokenizer in checked:
             data.check_vocabulary(tokenizer, model_config.vocab_size, model=what)
             positions = models.positions(model_config)

@@ -30,7 +30,19 @@ def warm(source=None, /, teacher_student=None, **keys):
 CASES = {
     "unlabelled text that nobody labels": (
         run(TEACHER, data=DATA | {"unlabelled": [{"path": __file__}]}),
-        "data.unlabelled: no stage has a teacher to label it; remove it",
+        "data.unlabelled: no stage has a teacher to label the text; remove it",
+    ),
+    "variants that nobody labels": (
+        run(TEACHER, data=DATA | {"augment": {}}),
+        "data.augment: no stage has a teacher to label the text; remove it",
+    ),
+    "variants of probability above one": (
+        run(data=DATA | {"augment": {"mask": 0.6, "replace": 0.5}}),
+        "data.augment: mask and replace add up to 1.1; expected probabilities of at most 1",
+    ),
+    "variants that do not vary": (
+        run(data=DATA | {"augment": {"mask": 0, "replace": 0, "ngram": 0}}),
+        "data.augment: mask, replace and ngram are all 0, so nothing would vary; remove it",
     ),
     "an unlabelled source of two kinds": (
         run(data=DATA | {"unlabelled": [{"path": __file__}, {"path": __file__, "vocabulary": True}]}),
@@ -251,6 +263,18 @@ CASES = {
         run(data={"train": {"asset": "x"}, "label_names": ["a", "b", "a"]}),
         "data.label_names: 'a' is given twice",
     ),
+    "a label name with a blank": (
+        run(data={"train": {"asset": "x"}, "label_names": ["a", " b"]}),
+        "data.label_names: got ' b'; expected a name without blanks around it",
+    ),
+    "a text column twice": (
+        run(data={"train": {"asset": "x"}, "text": ["a", "a"]}),
+        "data.text: column 'a' is given twice; a pair is two columns",
+    ),
+    "the label as a text": (
+        run(TEACHER, stage("b", data={"text": ["label"]})),
+        "stages.1.data.label: column 'label' is also a text; expected the column of the labels",
+    ),
     "one label name": (
         run(data={"train": {"asset": "x"}, "label_names": ["a"]}),
         "data.label_names: got ['a']; expected at least two classes",
@@ -317,9 +341,11 @@ def here(tmp_path, monkeypatch):
     """A directory with a data file and two model directories, one of them a level too high."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.csv").write_text("text,label\n")
+    (tmp_path / "train.txt").touch()
     for name in ("model", "stage/student"):
         (tmp_path / name).mkdir(parents=True)
         config = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 4, "max_position_embeddings": 64}
+        config["vocab_size"] = 30
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     return tmp_path
 
@@ -387,9 +413,30 @@ def test_files_that_are_there(here):
         ),
         (run(tokenizer="./none"), "tokenizer: ./none: no such directory"),
         (run(output_dir="train.csv"), "output_dir: got 'train.csv', which is a file; expected a directory"),
+        (run(output_dir="train.csv/x/y"), "output_dir: got 'train.csv/x/y', which lies below train.csv, a file"),
+        (run(data={"train": {"path": "train.txt"}}), "data.train.path: train.txt: not a format we read; expected one"),
+        # named assets
+        (
+            run(data={"train": {"asset": "sentimnt", "split": "train"}}),
+            "data.train.asset: 'sentimnt' is no asset; expected one of sentiment; did you mean 'sentiment'?",
+        ),
+        (run(data={"train": {"asset": "minilm-l6"}}), "data.train.asset: 'minilm-l6' is no data set; expected one of"),
+        (run(data={"train": {"asset": "sentiment"}}), "data.train.split: missing; expected one of train, validation"),
+        (
+            run(TEACHER, stage("b", data={"test": {"asset": "sentiment", "split": "tst"}})),
+            "stages.1.data.test.split: got 'tst'; expected one of train, validation, test; did you mean 'test'?",
+        ),
+        (
+            run(TEACHER, stage("b", student={"asset": "sentiment"})),
+            "stages.1.student.asset: 'sentiment' is no model; expected one of minilm-l6",
+        ),
+        (
+            run(TEACHER, stage("b", teacher=["teacher", {"asset": "minilm"}])),
+            "stages.1.teacher.1.asset: 'minilm' is no asset; expected one of minilm-l6; did you mean 'minilm-l6'?",
+        ),
         # what a local config.json tells
         (
-            run(stage("a", teacher="model"), data={"train": {"asset": "x"}, "max_length": 65}),
+            run(stage("a", teacher="model"), data={"train": {"path": "train.csv"}, "max_length": 65}),
             "stages.0.teacher: teacher model has 64 positions; expected at least data.max_length, 65",
         ),
         (
@@ -397,9 +444,17 @@ def test_files_that_are_there(here):
             "stages.0.student.warm_start.embeddings: embeddings cannot be copied: the student is 8 wide, model 16",
         ),
         (
+            run(stage("a", teacher="model", student=BERT | {"vocab_size": 9, "warm_start": {"embeddings": "svd"}})),
+            "stages.0.student.warm_start.embeddings: the student has 9 tokens, model 30; embeddings can only be taken",
+        ),
+        (
+            run(stage("a", teacher="model", student=BERT | {"hidden_size": 32, "warm_start": {"embeddings": "svd"}})),
+            "warm_start.embeddings: the student's word table is 32 wide, model only 16; svd can only narrow",
+        ),
+        (
             run(
                 stage("a", teacher=None, student={"pretrained": "model"}),
-                data={"train": {"asset": "x"}, "max_length": 65},
+                data={"train": {"path": "train.csv"}, "max_length": 65},
             ),
             "stages.0.student.pretrained: 64 positions; expected at least data.max_length, which is 65",
         ),

@@ -53,3 +53,20 @@ def test_a_chain_with_unlabelled_text_runs(config: Path, cache: str) -> None:
     assert teacher["train"]["steps"] == 4
     assert assistant["train"]["examples"] == 160 + len(GOOD) + len([*GOOD, *BAD, *PLAIN]) - 1
     assert scratch["train"]["examples"] == 320
+
+
+def test_variants_of_the_training_text_are_taught_without_labels(material: Path, tmp_path: Path) -> None:
+    raw = chain_config(material, tmp_path / "run")
+    raw["data"]["augment"] = {"copies": 3}
+    chain = build_chain(load_run(write_config(tmp_path / "chain.yaml", raw), []))
+    preparation = Preparation(chain, Console(quiet=True), untrained=True)
+    sizes = {
+        survey.stage.key: [
+            int(((dataset := preparation.dataset(survey, "train")).labels >= 0).sum()),  # type: ignore[union-attr]
+            len(dataset),  # type: ignore[arg-type]
+        ]
+        for survey in preparation.survey()
+    }
+    assert sizes["teacher"] == sizes["scratch"] == [160, 160]
+    assert sizes["assistant"][0] == 160
+    assert 2 * 160 < sizes["assistant"][1] <= 4 * 160
