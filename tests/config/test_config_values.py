@@ -73,6 +73,11 @@ def with_value(path: str, value: object) -> dict:
         ("seed", "many", "seed: got 'many'; expected an integer"),
         ("seed", 1.5, "seed: got 1.5; expected an integer"),
         ("seed", -1, "seed: got -1; expected an integer greater than or equal to 0"),
+        (
+            "stages.1.student.max_position_embeddings",
+            2,
+            "stages.1.student.max_position_embeddings: got 2; expected an integer greater than or equal to 3",
+        ),
         ("seed", 2**32, "seed: got 4294967296; expected an integer less than 4294967296"),
         ("stages.1.repeat", {"seeds": [2**70]}, "stages.1.repeat.seeds.0: got 1180591620717411303424; expected an int"),
         ("stages.1.train.steps", 10**19, "stages.1.train.steps: got 10000000000000000000; expected an integer less"),

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from jaxdistill.config.schema import DataConfig, SourceConfig
+from jaxdistill.config.schema import ASSET_SPLITS, DataConfig, SourceConfig
 from jaxdistill.data import assets, load_rows
 from jaxdistill.data.assets import Asset
 from jaxdistill.errors import DataError, ExternalError
 
 pytest.importorskip("pip")
+
+
+def test_configurations_know_the_same_assets() -> None:
+    assert {name: asset.splits for name, asset in assets.ASSETS.items()} == ASSET_SPLITS
 
 
 def _unpack_words(archive: Path, work: Path) -> None:

@@ -24,7 +24,9 @@ def _rows(labels: list, **changes):
         (["0", "2", "1"], None, [0, 2, 1], None),
         ([0, 4], None, [0, 4], None),
         ([True, False], None, [1, 0], None),
-        (["0", "1", "maybe"], None, [0, 1, 2], ("0", "1", "maybe")),
+        (["0", "1", "maybe"], ("0", "1", "maybe"), [0, 1, 2], ("0", "1", "maybe")),
+        (["0.0", "1.0"], ("neg", "pos"), [0, 1], ("neg", "pos")),
+        (["0.5", "1.0"], ("1.0", "0.5"), [1, 0], ("1.0", "0.5")),
         (["pos", "0", 1, "neg"], ("neg", "pos"), [1, 0, 1, 0], ("neg", "pos")),
         ([1, "3"], ("1", "2", "3"), [0, 2], ("1", "2", "3")),
         ([1, None], ("neg", "pos"), [1, -100], ("neg", "pos")),
@@ -44,8 +46,9 @@ def test_wrong_labels_name_their_rows() -> None:
     assert "line 4: label 2 is not between 0 and 1" in str(error.value)
     with pytest.raises(DataError, match="line 3: label 7 is not between 0 and 1"):
         encode_labels(_rows([0, 7]), num_classes=2)
-    with pytest.raises(DataError, match="partly integers"):
-        encode_labels(_rows([0, "pos"]))
+    for label in (0, "0"):
+        with pytest.raises(DataError, match=r"partly integers \(0 in line 2\) and partly names \(pos in line 3\)"):
+            encode_labels(_rows([label, "pos"]))
 
 
 def test_the_sources_own_names() -> None:

@@ -57,9 +57,8 @@ def test_truncation_side_is_the_tokenizers_own(tokenizer_dir: Path, tmp_path: Pa
 
 def test_too_long_is_an_error_unless_truncation_is_asked_for(tokenizer: Tokenizer, tmp_path: Path) -> None:
     rows = make_rows(["good", "good " * 20, "bad", "bad " * 30])
-    with pytest.raises(DataError, match=r"made\.csv: 2 bad rows of 4; more than 10 tokens") as error:
+    with pytest.raises(DataError, match=r"made\.csv: 2 bad rows of 4 \(line 3: 22 tokens; .*\); more than 10") as error:
         tokenize(rows, [tokenizer], max_length=10, cache_dir=tmp_path)
-    assert "line 3: 22 tokens" in str(error.value)
     assert "data.truncate=true" in str(error.value)
     assert tokenize(rows, [tokenizer], max_length=32, cache_dir=tmp_path).truncated == 0
 
