@@ -94,7 +94,8 @@ class Classifier:
         dataset = self._tokenized(rows)
         batch_size = min(self.batch_size, _power_of_two(len(rows)))
         # Fixed lengths, not the ones best for these texts: a stream of texts must not compile for every chunk.
-        lengths = sorted({min(1 << power, self.max_length) for power in range(3, self.max_length.bit_length() + 1)})
+        powers = range(3, max(3, self.max_length.bit_length()) + 1)
+        lengths = sorted({min(1 << power, self.max_length) for power in powers})
         batches = data.eval_batches(dataset, batch_size=batch_size, lengths=lengths)
         return compute_logits(self.model, self.params, batches, len(rows))
 

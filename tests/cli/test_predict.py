@@ -127,11 +127,28 @@ def test_a_long_text_is_refused_by_its_number_or_cut_when_told_to(jaxdistill, cl
     assert cut["probability"] == pytest.approx(expected.max(), abs=1e-5)
 
 
+def test_three_tokens_are_enough(jaxdistill, classifier):
+    cut = json.loads(jaxdistill("predict", classifier, "--truncate", "--max-length", "3", "--json", "good film").out)
+    assert cut["probability"] == pytest.approx(probabilities(classifier, "good").max(), abs=1e-5)
+
+
+def test_a_line_in_is_a_line_out_whatever_is_in_it(jaxdistill, classifier, stdin):
+    stdin("\ufeffgood\u2028film\x85plot\x1cfine\u2029\n".encode())
+    (line,) = jaxdistill("predict", classifier, "--json").out.splitlines()
+    assert json.loads(line)["text"] == "good\u2028film\x85plot\x1cfine\u2029"
+    stdin("good\u2028film\x85plot\x1cfine\u2029\n".encode())
+    (line,) = jaxdistill("predict", classifier).out.splitlines()
+    assert line.endswith("\tgood film plot fine")
+
+
 def test_what_is_not_utf8_is_named_by_its_line(jaxdistill, classifier, stdin):
     stdin(b"good\n\xff\xfe\n")
     result = jaxdistill("predict", classifier)
     assert result.status == 2
     assert "stdin, line 2: not UTF-8" in result.err
+    assert jaxdistill("predict", classifier, "good", "\udcff").err == (
+        "error: arguments, text 2: not UTF-8; convert it first\n"
+    )
 
 
 def test_a_model_without_names_is_answered_in_numbers(tmp_path):
