@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdistill import data, parallel
-from jaxdistill.config.schema import LoggingConfig, ParallelConfig, StageConfig
+from jaxdistill.config.schema import LoggingConfig, ParallelConfig, StageConfig, TrainConfig
 from jaxdistill.distill.objective import Objective
 from jaxdistill.distill.teacher import Teacher
 from jaxdistill.distill.teacher_cache import compute_logits
@@ -114,16 +115,31 @@ class _Tally:
 
 
 def make_step(job: Job, mesh: Mesh) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
-    """The stage's compiled step, with the optimizer and schedule it was made from."""
-    optimizer, schedule = build_optimizer(job.config.train, job.total_steps)
+    """The stage's compiled step, with the optimizer and schedule it was made from; repeats of a stage share it."""
+    return _make_step(
+        job.student, job.teachers, job.objective, job.config.train, job.total_steps, job.parallel.strategy, mesh
+    )
+
+
+@functools.lru_cache(maxsize=1)  # only the stage at hand: what another one compiled is on disk
+def _make_step(
+    student: Model,
+    teachers: tuple[Teacher, ...],
+    objective: Objective,
+    train: TrainConfig,
+    total_steps: int,
+    strategy: Literal["jit", "pmap"],
+    mesh: Mesh,
+) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
+    optimizer, schedule = build_optimizer(train, total_steps)
     step = make_train_step(
-        student=job.student,
-        teachers=job.teachers,
-        objective=job.objective,
+        student=student,
+        teachers=teachers,
+        objective=objective,
         optimizer=optimizer,
         mesh=mesh,
-        strategy=job.parallel.strategy,
-        accumulate=job.config.train.accumulate,
+        strategy=strategy,
+        accumulate=train.accumulate,
     )
     return step, optimizer, schedule
 

@@ -35,6 +35,13 @@ def test_the_chain_leaves_what_it_promises(finished: Path):
         assert steps == sorted(steps)
 
 
+def test_only_the_first_seed_of_a_stage_compiles(finished: Path):
+    compiling = [
+        row["train"]["compile_seconds"] for row in json.loads((finished / "summary.json").read_text())["stages"]
+    ]
+    assert [seconds > 0 for seconds in compiling] == [True, True, True, False, True]
+
+
 def test_the_exported_student_is_the_checkpoint(finished: Path):
     model, params = models.from_pretrained(finished / "stages" / "assistant" / "student", task="classification")
     assert model.config.id2label == ("negative", "positive")
