@@ -19,7 +19,7 @@ from jaxdistill.models.config import EncoderConfig
 from jaxdistill.models.dropout import Site, dropout
 from jaxdistill.models.encoder import EncoderLayer
 from jaxdistill.models.init import constant, weight
-from jaxdistill.models.layers import Dense, LayerNorm, activation
+from jaxdistill.models.layers import Dense, LayerNorm, activation, gather
 from jaxdistill.models.outputs import Request
 from jaxdistill.models.stack import Layers, Stack
 from jaxdistill.typing import Array, Batch, Float, Int
@@ -52,8 +52,8 @@ class Embeddings(nnx.Module):
 
     def _words(self, ids: Int[Array, "B S"]) -> Array:
         if self.config.model_type == "bert_hash":
-            return self.word_projection(_gather(self.word_table[...], ids))
-        return _gather(self.word[...], ids).astype(self.dtype)
+            return self.word_projection(gather(self.word_table[...], ids))
+        return gather(self.word[...], ids).astype(self.dtype)
 
     def _positions(self, ids: Array, mask: Array) -> Array:
         table = self.position[...].astype(self.dtype)
@@ -61,7 +61,7 @@ class Embeddings(nnx.Module):
             return table[None, : ids.shape[1]]
         padding = self.config.pad_token_id
         real = ((ids != padding) & mask.astype(bool)).astype(jnp.int32)
-        return _gather(table, jnp.cumsum(real, axis=1) * real + padding)
+        return gather(table, jnp.cumsum(real, axis=1) * real + padding)
 
     def _token_types(self, types: Array | None, ndim: int) -> Array:
         table = self.token_type[...].astype(self.dtype)
@@ -70,7 +70,7 @@ class Embeddings(nnx.Module):
         if table.shape[0] == 2:  # a select is far cheaper than a gather, and so is its gradient
             first, second = (row.reshape((1,) * ndim + (-1,)) for row in table)
             return jnp.where(types[..., None] > 0, second, first)
-        return _gather(table, types)
+        return gather(table, types)
 
     def decode(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """x · (word embedding)ᵀ: the tied decoder of a masked-LM head, without its bias."""
@@ -162,8 +162,3 @@ def _encode(
         seeds=seeds,
     )
     return hidden, signals | ({"last_hidden": hidden} if "last_hidden" in request.names else {})
-
-
-def _gather(table: Float[Array, "V D"], ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-    """Rows of the table; ids out of range read the nearest row (their own check is the data's)."""
-    return jnp.take(table, ids, axis=0, mode="clip")

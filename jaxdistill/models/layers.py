@@ -1,4 +1,4 @@
-"""Dense layers, layer norm and activations, with float32 parameters and statistics whatever the compute dtype."""
+"""Dense layers, norms, activations, table look-up: float32 parameters and statistics whatever the compute dtype."""
 
 from __future__ import annotations
 
@@ -11,29 +11,42 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.models.init import constant, weight
-from jaxdistill.typing import Array, Float
+from jaxdistill.typing import Array, Float, Int
 
 
 class Dense(nnx.Module):
-    """x · kernel + bias over the last `contract` axes of x; kernel [*inputs, *outputs], bias [*outputs]."""
+    """x · kernel + bias over the last `contract` axes of x; kernel [*inputs, *outputs], bias [*outputs] or none."""
 
-    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], *, stddev: float, dtype: jnp.dtype) -> None:
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        stddev: float,
+        dtype: jnp.dtype,
+        use_bias: bool = True,
+    ) -> None:
         self.kernel = weight((*inputs, *outputs), stddev=stddev)
-        self.bias = constant(outputs, 0.0)
+        if use_bias:
+            self.bias = constant(outputs, 0.0)
+        self.use_bias = use_bias
         self.contract = len(inputs)
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         """Inputs and outputs of several axes are computed as one matrix product."""
-        return affine(x, self.kernel[...], self.bias[...], contract=self.contract, dtype=self.dtype)
+        bias = self.bias[...] if self.use_bias else None
+        return affine(x, self.kernel[...], bias, contract=self.contract, dtype=self.dtype)
 
 
-def affine(x: Array, kernel: Array, bias: Array, *, contract: int = 1, dtype: jnp.dtype) -> Array:
+def affine(x: Array, kernel: Array, bias: Array | None, *, contract: int = 1, dtype: jnp.dtype) -> Array:
     """x [*B, *I] · kernel [*I, *O] + bias [*O] in `dtype`, as one matrix product."""
     batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
     width = math.prod(kernel.shape[:contract])
     flat = x.reshape(-1, width).astype(dtype) @ kernel.reshape(width, -1).astype(dtype)
-    return (flat + bias.reshape(1, -1).astype(dtype)).reshape(*batch, *outputs)
+    if bias is not None:
+        flat = flat + bias.reshape(1, -1).astype(dtype)
+    return flat.reshape(*batch, *outputs)
 
 
 class LayerNorm(nnx.Module):
@@ -74,6 +87,44 @@ def _moments(x: Array, eps: float) -> tuple[Array, Array]:
     return centred * scale, scale
 
 
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis in float32 (arXiv:1910.07467); the result is in `dtype`."""
+
+    def __init__(self, width: int, *, eps: float, dtype: jnp.dtype) -> None:
+        self.scale = constant((width,), 1.0)
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """x / √(mean of squares + eps) · scale."""
+        scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (_to_unit_size(x.astype(jnp.float32), self.eps) * scale).astype(self.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _to_unit_size(x: Array, eps: float) -> Array:
+    """x to mean square 1 along its last axis."""
+    return x * _inverse_size(x, eps)
+
+
+@_to_unit_size.defjvp
+def _to_unit_size_jvp(eps: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """The projection off the result: one reduction backwards, and x is not kept."""
+    scale = _inverse_size(primals[0], eps)
+    sized, tangent = primals[0] * scale, tangents[0]
+    return sized, scale * (tangent - sized * jnp.mean(tangent * sized, axis=-1, keepdims=True))
+
+
+def _inverse_size(x: Array, eps: float) -> Array:
+    """1/√(mean of squares + eps)."""
+    return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+def gather(table: Float[Array, "V D"], ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    """Rows of the table; ids out of range read the nearest row (their own check is the data's)."""
+    return jnp.take(table, ids, axis=0, mode="clip")
+
+
 def activation(name: str) -> Callable[[Array], Array]:
     """The activation Hugging Face calls `name`."""
     match name:
@@ -83,6 +134,8 @@ def activation(name: str) -> Callable[[Array], Array]:
             return lambda x: jax.nn.gelu(x, approximate=True)
         case "relu":
             return jax.nn.relu
+        case "silu":
+            return _silu
     raise AssertionError(name)
 
 
@@ -99,6 +152,21 @@ def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     slope = cdf + x * jnp.exp(-0.5 * x * x) * (2.0 * math.pi) ** -0.5
     dtype = primals[0].dtype
     return (x * cdf).astype(dtype), slope.astype(dtype) * tangents[0]
+
+
+@jax.custom_jvp
+def _silu(x: Array) -> Array:
+    """x · σ(x), in float32 inside."""
+    return (x.astype(jnp.float32) * jax.nn.sigmoid(x.astype(jnp.float32))).astype(x.dtype)
+
+
+@_silu.defjvp
+def _silu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Value and slope σ(x)·(1 + x·(1 − σ(x))) from one σ: the slope is all that is kept for the backward pass."""
+    x = primals[0].astype(jnp.float32)
+    share = jax.nn.sigmoid(x)
+    dtype = primals[0].dtype
+    return (x * share).astype(dtype), (share * (1.0 + x * (1.0 - share))).astype(dtype) * tangents[0]
 
 
 def _normal_cdf(x: Array) -> Array:
