@@ -111,7 +111,7 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
     model_type = raw.get("model_type") or _unstated_model_type(raw)
     if model_type not in ARCHITECTURES:
         raise ModelError(
-            f"{where}: model_type is {model_type!r}; supported architectures are {', '.join(ARCHITECTURES)}. "
+            f"{where}: model_type is {model_type!r}; supported architectures are {supported}. "
             "Choose a model of one of these"
         )
     values = _DEFAULTS[model_type] | {"model_type": model_type}
@@ -218,44 +218,31 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
 
 def _invalid(values: Mapping[str, Any]) -> list[str]:
     """One line for every field whose value cannot be built."""
-    problems = []
     config = {field.name: values.get(field.name, field.default) for field in fields(EncoderConfig)}
-
-    def check(name: str, valid: bool, expected: str) -> bool:
-        if not valid:
-            problems.append(f"{name}={config[name]!r} (expected {expected})")
-        return valid
-
-    def whole(name: str, least: int) -> bool:
-        value = config[name]
-        valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return check(name, valid, f"a whole number ≥ {least}")
-
+    checks = Checks(config)
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    good = {name: whole(name, 1) for name in (*sizes, "max_position_embeddings", "num_labels")}
+    good = {name: checks.whole(name, 1) for name in (*sizes, "max_position_embeddings", "num_labels")}
     bert_hash = config["model_type"] == "bert_hash"
-    good |= {name: whole(name, 0) for name in ("type_vocab_size", "pad_token_id")}
-    good["projections"] = whole("projections", 1 if bert_hash else 0)
+    good |= {name: checks.whole(name, 0) for name in ("type_vocab_size", "pad_token_id")}
+    good["projections"] = checks.whole("projections", 1 if bert_hash else 0)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
         value = config[name]
         optional = name == "classifier_dropout" and value is None
-        check(name, optional or (_is_number(value) and 0 <= value < 1), "a number in [0, 1)")
+        checks.expect(name, optional or (is_number(value) and 0 <= value < 1), "a number in [0, 1)")
     for name in ("layer_norm_eps", "initializer_range"):
-        check(name, _is_number(config[name]) and config[name] > 0, "a number > 0")
-    check("hidden_act", config["hidden_act"] in ACTIVATIONS, "one of " + ", ".join(ACTIVATIONS))
+        checks.positive(name)
+    checks.expect("hidden_act", config["hidden_act"] in ACTIVATIONS, "one of " + ", ".join(ACTIVATIONS))
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if good["hidden_size"] and good["num_attention_heads"] and width % heads:
-        problems.append(f"hidden_size={width} is not divisible by num_attention_heads={heads}")
+        checks.problems.append(f"hidden_size={width} is not divisible by num_attention_heads={heads}")
     if not bert_hash and good["projections"] and config["projections"]:
-        problems.append(f"projections={config['projections']} is only for bert_hash")
+        checks.problems.append(f"projections={config['projections']} is only for bert_hash")
     roberta = config["model_type"] == "roberta" and good["max_position_embeddings"] and good["pad_token_id"]
     if roberta and config["max_position_embeddings"] <= config["pad_token_id"] + 1:
-        problems.append(f"max_position_embeddings={config['max_position_embeddings']} leaves RoBERTa no position")
-    return problems
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+        checks.problems.append(
+            f"max_position_embeddings={config['max_position_embeddings']} leaves RoBERTa no position"
+        )
+    return checks.problems
 
 
 def _exact(name: str, value: Any) -> Any:
