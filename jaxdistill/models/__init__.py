@@ -1,12 +1,13 @@
-"""Encoders as pure functions over plain parameter trees, and their translation from and to Hugging Face's files."""
+"""Encoders and decoders as pure functions over plain parameter trees, translated from and to Hugging Face's files."""
 
 from __future__ import annotations
 
 from jaxdistill.models.build import Model, build, parameter_bytes, parameter_count, parameter_shapes
-from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
+from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
 from jaxdistill.models.hub import resolve
+from jaxdistill.models.llama_config import LlamaConfig, RopeConfig
 from jaxdistill.models.outputs import OUTPUTS
 from jaxdistill.models.stack import stack_layers, unstack_layers
 from jaxdistill.models.surgery import select_layers, svd_factorise
@@ -14,8 +15,11 @@ from jaxdistill.models.surgery import select_layers, svd_factorise
 __all__ = [
     "OUTPUTS",
     "EncoderConfig",
+    "LlamaConfig",
     "LoadReport",
     "Model",
+    "ModelConfig",
+    "RopeConfig",
     "build",
     "config_from_hf",
     "from_pretrained",

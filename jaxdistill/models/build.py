@@ -13,32 +13,39 @@ from flax import nnx
 
 from jaxdistill.errors import ModelError
 from jaxdistill.models.bert import ClassifierNetwork, MaskedLMNetwork
-from jaxdistill.models.config import EncoderConfig, config_from_hf, positions
+from jaxdistill.models.causal_attention import IMPLEMENTATIONS
+from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
 from jaxdistill.models.dropout import example_seeds
 from jaxdistill.models.init import Path, declared, draw
+from jaxdistill.models.llama import CausalLMNetwork
+from jaxdistill.models.llama_config import LlamaConfig
 from jaxdistill.models.outputs import Outputs, parse
-from jaxdistill.models.stack import STACKS, Layers
+from jaxdistill.models.stack import REMAT, STACKS, Layers
 from jaxdistill.typing import Batch, Params, PRNGKeyArray, Signals
 
-TASKS = {"classification": ClassifierNetwork, "masked_lm": MaskedLMNetwork}
+ENCODER_TASKS = ("classification", "masked_lm")
+DECODER_TASKS = ("causal_lm",)
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Model:
-    """An encoder for a task: no arrays, hashable, its functions pure. `build` makes and checks one.
+    """An encoder or decoder for a task: no arrays, hashable, its functions pure. `build` makes and checks one.
 
-    dtype is that of the arithmetic; parameters are float32, and so are softmax, layer norm, logits and their sums.
+    dtype is that of the arithmetic; parameters are float32, and so are softmax, norms, RoPE, logits and their sums.
+    remat is what the backward pass computes again, attention how a decoder's is computed: neither changes a result.
     """
 
-    config: EncoderConfig
+    config: ModelConfig
     task: str
     dtype: jnp.dtype
+    remat: str = "none"
+    attention: str = "auto"
 
     @property
     def num_labels(self) -> int:
-        """Classes of the classifier (meaningless for a masked LM)."""
-        return self.config.num_labels
+        """Classes of the classifier (meaningless for a masked LM, 0 for a decoder)."""
+        return self.config.num_labels if isinstance(self.config, EncoderConfig) else 0
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Fresh float32 parameters: normal kernels and tables (initializer_range), zero biases. Can be jitted."""
@@ -52,19 +59,24 @@ class Model:
         Args:
             params: nested dictionary as `init` gives it.
             batch: input_ids and attention_mask int32 [B, S] (the mask may be bool); token_type_ids if there are any;
-                example_id int32 [B] for dropout.
+                example_id int32 [B] for dropout. For a decoder the mask may be left out, and a row may hold several
+                documents: segment_ids int32 [B, S] (0 = padding) and positions int32 [B, S] in each document.
             outputs: names, or {name: layers} (None = all layers). logits [B, C] or [B, S, V] float32;
-                last_hidden [B, S, D]; head {input, kernel, bias}, whose product the logits are;
-                hidden_states [L+1, B, S, D], of which 0 are the embeddings; attentions and attention_scores (before
-                mask and softmax) [L, B, N, S, S] float32; qkv [L, 3, B, S, N, H].
+                last_hidden [B, S, D]; head {input, kernel, bias if it has one}, whose product the logits are;
+                hidden_states [L+1, B, S, D], of which 0 are the embeddings and L the last_hidden; attentions and
+                attention_scores (before mask and softmax) [L, B, N, S, S] float32; qkv [L, 3, B, S, N, H], a
+                decoder's normalised and rotated, its shared keys and values repeated.
             key: for dropout; None means none. Each example's masks depend on the key and its example_id alone.
+                Decoders have none.
 
         Raises:
             ModelError: unknown outputs, a batch without ids or mask, a sequence longer than the positions, or dropout
                 without example_id.
         """
-        if absent := [name for name in ("input_ids", "attention_mask") if name not in batch]:
-            raise ModelError(f"batch: {' and '.join(absent)} missing; it needs input_ids and attention_mask [B, S]")
+        encoder = isinstance(self.config, EncoderConfig)
+        needed = ("input_ids", "attention_mask") if encoder else ("input_ids",)
+        if absent := [name for name in needed if name not in batch]:
+            raise ModelError(f"batch: {' and '.join(absent)} missing; it needs {' and '.join(needed)} [B, S]")
         request = parse(outputs, self.config.num_hidden_layers)
         length = batch["input_ids"].shape[1]
         if length > positions(self.config):
@@ -72,48 +84,62 @@ class Model:
                 f"input_ids: {length} tokens a sequence, but the model has {positions(self.config)} positions; "
                 "set max_length (and truncate) so that sequences fit"
             )
-        if key is not None and "example_id" not in batch:
+        if encoder and key is not None and "example_id" not in batch:
             raise ModelError("batch: dropout needs example_id [B], from which each example's masks are drawn")
-        seeds = None if key is None else example_seeds(key, batch["example_id"])
         parts = structure(self)
         outer = {name: leaf for name, leaf in params.items() if name != parts.stack}
         network = nnx.merge(parts.outer, nnx.State(outer))
-        layers = Layers(parts.layer, params[parts.stack]["layers"], self.config.num_hidden_layers)
+        layers = Layers(parts.layer, params[parts.stack]["layers"], self.config.num_hidden_layers, self.remat)
+        if not encoder:
+            return network(batch, layers, request=request)
+        seeds = None if key is None else example_seeds(key, batch["example_id"])
         return network(batch, layers, request=request, seeds=seeds)
 
 
 def build(
-    config: EncoderConfig | Mapping[str, Any],
+    config: ModelConfig | Mapping[str, Any],
     *,
     task: str = "classification",
     num_labels: int | None = None,
     dtype: Any = jnp.float32,
+    remat: str = "none",
+    attention: str = "auto",
 ) -> Model:
     """A model of `config` (ours, or a dictionary as `config_from_hf` reads it) for `task`.
 
     Args:
-        task: "classification" or "masked_lm".
+        task: "classification" or "masked_lm" for an encoder, "causal_lm" for a decoder.
         num_labels: classes; default the configuration's.
         dtype: compute dtype, float32 or bfloat16.
+        remat: what of each layer the backward pass keeps: "none" is computed again (all is kept), or "full" (only the
+            layer's input is kept), "dots" (products with weights are), "names" (the outputs of attention and
+            feed-forward are).
+        attention: a decoder's implementation, "auto" (what the device supports), "xla", "cudnn" or "splash".
 
     Raises:
-        ModelError: an unsupported task or dtype, or an invalid configuration.
+        ModelError: an unsupported task, dtype, remat or attention, or an invalid configuration.
     """
-    config = config if isinstance(config, EncoderConfig) else config_from_hf(config)
-    if task not in TASKS:
-        raise ModelError(f"task: {task!r} is not supported; encoders are built for {', '.join(TASKS)}")
+    config = config_from_hf(config) if isinstance(config, Mapping) else config
+    tasks, what = (DECODER_TASKS, "decoders") if isinstance(config, LlamaConfig) else (ENCODER_TASKS, "encoders")
+    if task not in tasks:
+        raise ModelError(f"task: {task!r} is not supported; {what} are built for {', '.join(tasks)}")
+    for name, value, choices in (("remat", remat, REMAT), ("attention", attention, IMPLEMENTATIONS)):
+        if value not in choices:
+            raise ModelError(f"{name}: {value!r} is not one of {', '.join(choices)}")
     if task == "masked_lm" and not config.tie_word_embeddings:
         raise ModelError(
             "tie_word_embeddings: false is not supported for masked_lm, whose decoder is the word embedding"
         )
     if num_labels is not None:
+        if isinstance(config, LlamaConfig):
+            raise ModelError(f"num_labels: {num_labels}, but a language model has no classes; leave it out")
         if num_labels < 1:
             raise ModelError(f"num_labels: {num_labels} (expected at least 1)")
         config = config.with_labels(num_labels)
     dtype = jnp.dtype(dtype)
     if dtype.name not in COMPUTE_DTYPES:
         raise ModelError(f"dtype: {dtype.name} is not supported; compute in {' or '.join(COMPUTE_DTYPES)}")
-    return Model(config=config, task=task, dtype=dtype)
+    return Model(config=config, task=task, dtype=dtype, remat=remat, attention=attention)
 
 
 @dataclass(frozen=True)
@@ -129,12 +155,24 @@ class Structure:
 @lru_cache(maxsize=64)
 def structure(model: Model) -> Structure:
     """What `init` draws and `apply` fills with arrays."""
-    network = nnx.eval_shape(lambda: TASKS[model.task](model.config, dtype=model.dtype))
+    network = nnx.eval_shape(lambda: _network(model))
     parameters = declared(network)
     stack = next(name for name in STACKS if hasattr(network, name))
     layer = nnx.split(getattr(network, stack).layers)[0]
     delattr(network, stack)
     return Structure(nnx.split(network)[0], stack, layer, parameters)
+
+
+def _network(model: Model) -> Any:
+    """The network of a model's task, with arrays."""
+    match model.config, model.task:
+        case LlamaConfig() as config, "causal_lm":
+            return CausalLMNetwork(config, dtype=model.dtype, implementation=model.attention)
+        case EncoderConfig() as config, "classification":
+            return ClassifierNetwork(config, dtype=model.dtype)
+        case EncoderConfig() as config, "masked_lm":
+            return MaskedLMNetwork(config, dtype=model.dtype)
+    raise AssertionError(model.task)
 
 
 def parameter_shapes(model: Model) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Shapes of the encoders we build: our frozen configuration, and its translation from and to Hugging Face's JSON."""
+"""Shapes of the models we build: our frozen configurations, and their translation from and to Hugging Face's JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias
 
 from jaxdistill.errors import ModelError
+from jaxdistill.models.checks import Checks, is_number
+from jaxdistill.models.llama_config import LLAMA_ARCHITECTURES, LlamaConfig, llama_from_hf, llama_to_hf
 
 ARCHITECTURES = ("bert", "bert_hash", "distilbert", "roberta")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -91,14 +93,19 @@ class EncoderConfig:
         return replace(self, num_labels=num_labels, id2label=names if names and len(names) == num_labels else None)
 
 
-def positions(config: EncoderConfig) -> int:
+ModelConfig: TypeAlias = EncoderConfig | LlamaConfig
+
+
+def positions(config: ModelConfig) -> int:
     """Longest sequence the model has positions for (RoBERTa's table starts after its padding index)."""
+    if isinstance(config, LlamaConfig):
+        return config.positions
     if config.model_type == "roberta":
         return config.max_position_embeddings - config.pad_token_id - 1
     return config.max_position_embeddings
 
 
-def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
+def config_from_hf(source: Mapping[str, Any] | str | Path) -> ModelConfig:
     """Our configuration from Hugging Face's: a dictionary, a `config.json` or the directory that holds one.
 
     Fields may carry the architecture's own names (DistilBERT's `dim`, `n_layers`, …) or BERT's; fields left out get
@@ -109,7 +116,10 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
     """
     raw, where = (dict(source), "model configuration") if isinstance(source, Mapping) else _read_json(Path(source))
     model_type = raw.get("model_type") or _unstated_model_type(raw)
+    if model_type in LLAMA_ARCHITECTURES:
+        return llama_from_hf({**raw, "model_type": model_type}, where)
     if model_type not in ARCHITECTURES:
+        supported = ", ".join((*ARCHITECTURES, *LLAMA_ARCHITECTURES))
         raise ModelError(
             f"{where}: model_type is {model_type!r}; supported architectures are {supported}. "
             "Choose a model of one of these"
@@ -134,8 +144,10 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> EncoderConfig:
     return EncoderConfig(**{name: _exact(name, value) for name, value in values.items()})
 
 
-def config_to_hf(config: EncoderConfig, *, task: str, factorised: bool = False) -> dict[str, Any]:
+def config_to_hf(config: ModelConfig, *, task: str, factorised: bool = False) -> dict[str, Any]:
     """Hugging Face's `config.json` for the model we save; BertHash becomes `bert` unless `factorised`."""
+    if isinstance(config, LlamaConfig):
+        return llama_to_hf(config)
     model_type = "bert" if config.model_type == "bert_hash" and not factorised else config.model_type
     suffix = {"classification": "ForSequenceClassification", "masked_lm": "ForMaskedLM"}[task]
     skip = {"id2label", "num_labels", "model_type", "projections"}

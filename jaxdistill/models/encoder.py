@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxdistill.models.attention import SelfAttention
 from jaxdistill.models.config import EncoderConfig
@@ -37,11 +38,13 @@ class EncoderLayer(nnx.Module):
         """The layer's output (of position 0 alone if `first_only`: Q = 1) and the signals in `wanted`."""
         config = self.config
         attended, signals = self.attention(x, bias, seeds=seeds, layer=layer, wanted=wanted, first_only=first_only)
+        attended = checkpoint_name(attended, "attention_output")
         # DistilBERT has no dropout between its attention's output projection and the residual.
         rate = 0.0 if config.model_type == "distilbert" else config.hidden_dropout_prob
         attended = dropout(attended, seeds, rate=rate, site=Site.ATTENTION_OUTPUT, layer=layer)
         x = self.attention_norm(attended + (x[:, :1] if first_only else x))
         inner = self.output(activation(config.hidden_act)(self.intermediate(x)))
+        inner = checkpoint_name(inner, "feed_forward_output")
         inner = dropout(inner, seeds, rate=config.hidden_dropout_prob, site=Site.FEED_FORWARD, layer=layer)
         x = self.output_norm(inner + x)
         return x, signals | ({"hidden_states": x} if "hidden_states" in wanted else {})

@@ -22,6 +22,15 @@ _LOOP_ON_CPU = 12
 into stacked arrays (a fifth of the step there), while more layers would only compile longer."""
 
 
+REMAT = ("none", "full", "dots", "names")
+_POLICIES = {
+    "full": None,
+    # products with batch axes are attention's, which are S × S
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names("attention_output", "feed_forward_output"),
+}
+
+
 class Stack(nnx.Module):
     """The parameters of `count` layers, stacked on a leading axis L; `Layers` runs them."""
 
@@ -36,6 +45,7 @@ class Layers:
     graphdef: Any
     params: Any
     count: int
+    remat: str = "none"
 
     def __call__(
         self,
@@ -44,18 +54,19 @@ class Layers:
         request: Request,
         each: Sequence[Mapping[str, Any]] | None = None,
         scanned: Mapping[str, Any] | None = None,
+        final: Callable[[Array], Array] | None = None,
         **context: Any,
     ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         """Output of the last layer and the layers' signals, stacked.
 
         A layer is called with its input, `context`, its own constants in `each`, and its row of the arrays in
         `scanned`. Neighbours with the same constants that must return the same signals are one scan; nothing is kept
-        of the others.
+        of the others. `final` makes the last hidden states of the last layer's output.
         """
         how = [{**(each[layer] if each else {}), "wanted": request.at(layer)} for layer in range(self.count)]
         collected: dict[str, dict[int, Array]] = {"hidden_states": {0: x}}
         for layers, params in self._segments(how):
-            body = partial(self._layer, **context, **how[layers[0]])
+            body = self._rematerialised(partial(self._layer, **context, **how[layers[0]]), scan=len(layers) > 1)
             rows = {name: array[layers.start : layers.stop] for name, array in (scanned or {}).items()}
             if len(layers) == 1:
                 x, signals = body(x, (params, {name: array[0] for name, array in rows.items()}))
@@ -65,7 +76,16 @@ class Layers:
             for name, value in signals.items():
                 first = layers[0] + (name == "hidden_states")
                 collected.setdefault(name, {}).update({first + i: value[i] for i in range(len(layers))})
+        if final is not None:
+            x = collected["hidden_states"][self.count] = final(x)
         return x, {name: jnp.stack([collected[name][i] for i in chosen]) for name, chosen in request.layers}
+
+    def _rematerialised(self, body: Callable[..., Any], *, scan: bool) -> Callable[..., Any]:
+        """The layer with what `remat` does not keep computed again in the backward pass."""
+        if self.remat == "none":
+            return body
+        # a scan's forward and backward are separate loops, which the compiler cannot merge
+        return jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=not scan)
 
     def _layer(self, x: Array, own: tuple[Params, Params], **how: Any) -> tuple[Array, dict[str, Array]]:
         params, row = own
