@@ -13,15 +13,16 @@ import numpy as np
 
 from jaxdistill.errors import ModelError
 from jaxdistill.models.build import Model, build, parameter_shapes, structure
-from jaxdistill.models.config import EncoderConfig, config_from_hf
+from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf
 from jaxdistill.models.convert.safetensors_io import Checkpoint
 from jaxdistill.models.convert.tables import PREFIXES, Entry, entries
 from jaxdistill.models.hub import resolve
 from jaxdistill.models.init import draw, put
+from jaxdistill.models.llama_config import LlamaConfig
 
 _HEADS = ("pooler", "classifier", "transform", "transform_norm", "decoder_bias")
-_BASE = ("embeddings", "encoder", "pooler", "transformer")
-_BUFFERS = ("position_ids", "token_type_ids")
+_BASE = ("embeddings", "encoder", "pooler", "transformer", "embed_tokens", "layers", "norm")
+_BUFFERS = ("position_ids", "token_type_ids", "rotary_emb.inv_freq")
 # A tied decoder may have been saved under either of its names; the second is the one our tables read.
 _TIED = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -30,6 +31,7 @@ _TIED = {
     "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
     "vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight",
 }
+_TIED_CAUSAL = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,27 @@ def from_pretrained(
     task: str = "classification",
     num_labels: int | None = None,
     dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    sharding: Any = None,
+    remat: str = "none",
+    attention: str = "auto",
     revision: str | None = None,
     seed: int = 0,
     report: Callable[[LoadReport], None] | None = None,
 ) -> tuple[Model, dict[str, Any]]:
-    """Loads a Hugging Face directory or hub id (safetensors only) as (model, float32 parameters).
+    """Loads a Hugging Face directory or hub id (safetensors only) as (model, parameters), leaf by leaf.
+
+    Besides what is loaded already, host memory holds one leaf (a weight of all layers) and one tensor of the file.
 
     Args:
-        task: "classification" or "masked_lm".
+        task: "classification" or "masked_lm" of an encoder, "causal_lm" of a decoder.
         num_labels: classes; default the checkpoint's.
         dtype: compute dtype of the model.
+        param_dtype: dtype of the parameters; bfloat16 halves a frozen teacher.
+        sharding: where each leaf is put as it is read: a `jax.sharding.Sharding`, a tree of them like the parameters
+            (or a prefix of it), or a function from the tree of parameter shapes to one. Default: the first device.
+        remat: see `build`.
+        attention: see `build`.
         revision: branch, tag or commit of a hub id.
         seed: of a task head the checkpoint does not have.
         report: called with the `LoadReport`, before any error about shapes is raised.
@@ -77,10 +90,12 @@ def from_pretrained(
         ExternalError: the hub could not be reached or does not know the id.
     """
     directory = resolve(path_or_hub_id, revision=revision)
-    model = build(config_from_hf(directory), task=task, num_labels=num_labels, dtype=dtype)
+    config = config_from_hf(directory)
+    model = build(config, task=task, num_labels=num_labels, dtype=dtype, remat=remat, attention=attention)
+    placement = _Placement(jnp.dtype(param_dtype), _shardings(sharding, parameter_shapes(model)))
     checkpoint = Checkpoint(directory)
     try:
-        params, found = _load(model, checkpoint, seed=seed, report=report)
+        params, found = _load(model, checkpoint, placement, seed=seed, report=report)
     finally:
         checkpoint.close()
     if report is not None:
@@ -88,8 +103,34 @@ def from_pretrained(
     return model, params
 
 
+@dataclass(frozen=True)
+class _Placement:
+    """In which dtype and where leaves become arrays; shardings is a tree like the parameters, or None."""
+
+    dtype: Any
+    shardings: Any
+
+    def __call__(self, path: tuple[str, ...], leaf: np.ndarray) -> jax.Array:
+        """Each device takes its part from host memory; nothing passes between processes."""
+        leaf = leaf.astype(self.dtype, copy=False)
+        if self.shardings is None:
+            return jnp.array(leaf)
+        return jax.make_array_from_callback(leaf.shape, _leaf(self.shardings, path), lambda index: leaf[index])
+
+
+def _shardings(sharding: Any, shapes: dict[str, Any]) -> Any:
+    """A sharding for each leaf of `shapes`, or None."""
+    chosen = sharding(shapes) if callable(sharding) else sharding
+    return None if chosen is None else jax.tree.broadcast(chosen, shapes)
+
+
 def _load(
-    model: Model, checkpoint: Checkpoint, *, seed: int, report: Callable[[LoadReport], None] | None
+    model: Model,
+    checkpoint: Checkpoint,
+    placement: _Placement,
+    *,
+    seed: int,
+    report: Callable[[LoadReport], None] | None,
 ) -> tuple[dict[str, Any], LoadReport]:
     shapes = parameter_shapes(model)
     names = _canonical_names(model.config, checkpoint.names)
@@ -105,16 +146,23 @@ def _load(
         if report is not None:
             report(found)
         raise ModelError(_complaint(model, checkpoint.directory, missing, mismatched))
-    params: dict[str, Any] = _fresh(model, [entry.path for entry in fresh], seed) if fresh else {}
+    _check_tied(model, checkpoint, names)
+    params: dict[str, Any] = {}
+    drawn = _fresh(model, [entry.path for entry in fresh], seed) if fresh else {}
     for entry in table:
-        if entry not in fresh:
-            put(params, entry.path, _read(entry, _leaf(shapes, entry.path).shape, checkpoint, names))
-    if model.config.model_type == "bert_hash":  # its projection may have been saved without a bias, which is then 0
-        params["embeddings"]["word_projection"].setdefault("bias", jnp.zeros(model.config.hidden_size, jnp.float32))
+        shape = _leaf(shapes, entry.path).shape
+        if entry in fresh:
+            leaf = np.asarray(_leaf(drawn, entry.path))
+        else:
+            leaf = _read(entry, shape, checkpoint, names, dtype=placement.dtype)
+        put(params, entry.path, placement(entry.path, leaf))
+    if model.config.model_type == "bert_hash" and "bias" not in params["embeddings"]["word_projection"]:
+        path = ("embeddings", "word_projection", "bias")  # may have been saved without, which is 0
+        put(params, path, placement(path, np.zeros(model.config.hidden_size, np.float32)))
     return params, found
 
 
-def _canonical_names(config: EncoderConfig, raw_names: list[str]) -> dict[str, str]:
+def _canonical_names(config: ModelConfig, raw_names: list[str]) -> dict[str, str]:
     """{the name our table knows: the name in the file}: prefix added, old names and tied decoders renamed."""
     prefix = PREFIXES[config.model_type]
     names: dict[str, str] = {}
@@ -125,7 +173,8 @@ def _canonical_names(config: EncoderConfig, raw_names: list[str]) -> dict[str, s
         if not name.startswith(prefix) and name.split(".")[0] in _BASE:
             name = prefix + name
         names[name] = raw
-    for tied, name in _TIED.items():
+    causal = _TIED_CAUSAL if config.tie_word_embeddings else {}
+    for tied, name in (causal if isinstance(config, LlamaConfig) else _TIED).items():
         # BertHash's decoder cannot be its word embedding, which is never stored as one table
         if tied in names and name not in names and not (config.model_type == "bert_hash" and tied.endswith(".weight")):
             names[name] = names.pop(tied)
@@ -133,7 +182,21 @@ def _canonical_names(config: EncoderConfig, raw_names: list[str]) -> dict[str, s
 
 
 def _is_tied(raw: str, model: Model) -> bool:
+    if model.task == "causal_lm":
+        return raw in _TIED_CAUSAL and model.config.tie_word_embeddings
     return model.task == "masked_lm" and raw in _TIED and model.config.model_type != "bert_hash"
+
+
+def _check_tied(model: Model, checkpoint: Checkpoint, names: dict[str, str]) -> None:
+    """A head stored beside the table it is said to be tied to must equal it."""
+    if model.task != "causal_lm" or not model.config.tie_word_embeddings:
+        return
+    for head, table in _TIED_CAUSAL.items():
+        if head in names and not np.array_equal(checkpoint.read(names[head]), checkpoint.read(names[table])):
+            raise ModelError(
+                f"{checkpoint.directory}: tie_word_embeddings is true, but {head} is not {table}; set it to false in "
+                "config.json, or drop the tensor that was not trained"
+            )
 
 
 def _factorised_entries(config: EncoderConfig, checkpoint: Checkpoint, names: dict[str, str]) -> list[Entry]:
@@ -200,13 +263,15 @@ def _complaint(model: Model, directory: Path, missing: list[str], mismatched: li
     return "; ".join(lines)
 
 
-def _read(entry: Entry, shape: tuple[int, ...], checkpoint: Checkpoint, names: dict[str, str]) -> jax.Array:
+def _read(
+    entry: Entry, shape: tuple[int, ...], checkpoint: Checkpoint, names: dict[str, str], *, dtype: Any
+) -> np.ndarray:
     """One of our leaves, filled tensor by tensor."""
-    leaf = np.empty(shape, np.float32)
+    leaf = np.empty(shape, dtype)
     for name, _, index in entry.tensors(shape):
         part = leaf[index]
         part[...] = entry.to_ours(checkpoint.read(names[name]), part.shape)
-    return jnp.array(leaf)
+    return leaf
 
 
 def _fresh(model: Model, paths: list[tuple[str, ...]], seed: int) -> dict[str, Any]:

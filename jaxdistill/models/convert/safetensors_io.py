@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxdistill.errors import ModelError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
 _CONVERT = (
     'convert it once, where torch is installed and you trust the file: python -c "from transformers import AutoModel; '
     "AutoModel.from_pretrained('DIR').save_pretrained('NEW_DIR')\" (with the Auto class of its task, to keep its "
@@ -101,13 +103,40 @@ class Checkpoint:
         return where
 
 
-def write_tensors(tensors: dict[str, np.ndarray], directory: Path) -> None:
-    """Writes model.safetensors the way transformers marks its own.
+def write_shards(tensors: Iterable[tuple[str, np.ndarray]], directory: Path, *, max_bytes: int) -> None:
+    """Writes model.safetensors, or shards of at most `max_bytes` (or one tensor) with their index.
+
+    Raises:
+        OSError: see `write_tensors`.
+    """
+    where: dict[str, int] = {}
+    part: dict[str, np.ndarray] = {}
+    shard, size, total = 1, 0, 0
+    for name, tensor in tensors:
+        if part and size + tensor.nbytes > max_bytes:
+            write_tensors(part, directory, f"{shard}.part")
+            part, shard, size = {}, shard + 1, 0
+        part[name], where[name] = tensor, shard
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    if shard == 1:
+        write_tensors(part, directory)
+        return
+    write_tensors(part, directory, f"{shard}.part")
+    names = {number: f"model-{number:05d}-of-{shard:05d}.safetensors" for number in range(1, shard + 1)}
+    for number, name in names.items():
+        (directory / f"{number}.part").rename(directory / name)
+    weight_map = {name: names[number] for name, number in sorted(where.items())}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tensors(tensors: dict[str, np.ndarray], directory: Path, filename: str = WEIGHTS) -> None:
+    """Writes a safetensors file the way transformers marks its own.
 
     Raises:
         OSError: the disk is full or cannot be written (safetensors' own error holds the number only in its text).
     """
-    path = directory / WEIGHTS
+    path = directory / filename
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:

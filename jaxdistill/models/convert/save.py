@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.atomic import atomic_write_json, disk_errors, replace_directory
 from jaxdistill.errors import ModelError
 from jaxdistill.models.build import Model, parameter_shapes
 from jaxdistill.models.config import config_to_hf
-from jaxdistill.models.convert.safetensors_io import write_tensors
+from jaxdistill.models.convert.safetensors_io import WEIGHT_FILES, write_shards
 from jaxdistill.models.convert.tables import entries
 from jaxdistill.typing import Params
 
+MAX_SHARD_BYTES = 4 * 10**9
+
 
 def save_pretrained(
-    model: Model, params: Params, directory: str | Path, tokenizer: Any = None, *, factorised: bool = False
+    model: Model,
+    params: Params,
+    directory: str | Path,
+    tokenizer: Any = None,
+    *,
+    factorised: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     """Writes the model as Hugging Face's own would be, complete or not at all, and returns the directory.
 
     A BertHash model is written as the ordinary BERT it equals (its word embedding multiplied out in float64); with
     `factorised` in its own form, which only we read back. `tokenizer` is anything with `save` or `save_pretrained`.
-    Files of the same names are replaced; other files in the directory stay.
+    Weights that fit into `max_shard_bytes` are one file, others shards with an index; host memory holds one shard and
+    one leaf at a time. Files of the same names and other weights are replaced; other files in the directory stay.
 
     Raises:
         ModelError: the parameters are not this model's.
         ExternalError: the directory cannot be written (permissions, full disk).
     """
     directory = Path(directory)
-    tensors = to_tensors(model, params, factorised=factorised)
+    _check(model, params)
+    tensors = _tensors(model, params, factorised=factorised)
     config = config_to_hf(model.config, task=model.task, factorised=factorised)
     with disk_errors(directory, doing="write"):
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +53,7 @@ def save_pretrained(
         ) as temporary:
             staged = Path(temporary) / "model"
             staged.mkdir()
-            write_tensors(tensors, staged)
+            write_shards(tensors, staged, max_bytes=max_shard_bytes)
             atomic_write_json(staged / "config.json", config)
             if tokenizer is not None:
                 (getattr(tokenizer, "save_pretrained", None) or tokenizer.save)(staged)
@@ -52,17 +64,26 @@ def save_pretrained(
 def to_tensors(model: Model, params: Params, *, factorised: bool = False) -> dict[str, np.ndarray]:
     """Hugging Face's tensors, by name, float32."""
     _check(model, params)
-    tensors: dict[str, np.ndarray] = {}
+    return dict(_tensors(model, params, factorised=factorised))
+
+
+def _tensors(model: Model, params: Params, *, factorised: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor), one of our leaves after the other."""
     for entry in entries(model.config, model.task, factorised=factorised):
         leaf: Any = params
         for part in entry.path:
             leaf = leaf[part]
-        array = np.asarray(leaf, dtype=np.float32)
+        array = _on_host(leaf)
         for name, shape, index in entry.tensors(array.shape):
-            tensors[name] = entry.to_theirs(array[index], shape)
+            yield name, entry.to_theirs(array[index], shape)
     if model.config.model_type == "bert_hash" and not factorised:
-        tensors["bert.embeddings.word_embeddings.weight"] = fold_words(params)
-    return tensors
+        yield "bert.embeddings.word_embeddings.weight", fold_words(params)
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """The leaf as float32 in host memory; off the CPU of a copy, since an array keeps what the host was given of it."""
+    on_device = isinstance(leaf, jax.Array) and next(iter(leaf.devices())).platform != "cpu"
+    return np.asarray(jnp.copy(leaf) if on_device else leaf, dtype=np.float32)
 
 
 def fold_words(params: Params) -> np.ndarray:
@@ -96,3 +117,7 @@ def _put(staged: Path, directory: Path) -> None:
         return
     for path in sorted(staged.iterdir()):
         path.replace(directory / path.name)
+    for pattern in WEIGHT_FILES:  # a single file beside new shards would be read in their place
+        for path in directory.glob(pattern):
+            if path.name not in new:
+                path.unlink()

@@ -1,8 +1,8 @@
 """Which Hugging Face tensors make up each of our parameters, and how: one table per architecture.
 
 An entry is (our path, their names, kind). Names hold `{i}` for the layer index where ours are stacked. Kinds:
-`copy` the same array; `linear` their [out, in] is our [in, out] with either side perhaps split into axes;
-`qkv` three `linear` tensors (or biases) side by side on our axis 3.
+`copy` the same array; `linear` their [out, in] is our [in, out], our inputs perhaps split into axes; `heads` the same
+with our outputs split in two; `qkv` three `linear` tensors (or biases) side by side on our axis 3.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxdistill.models.config import EncoderConfig
+from jaxdistill.models.config import EncoderConfig, ModelConfig
+from jaxdistill.models.llama_config import LLAMA_ARCHITECTURES, LlamaConfig
 
 PREFIXES = {"bert": "bert.", "bert_hash": "bert.", "distilbert": "distilbert.", "roberta": "roberta."}
+PREFIXES |= dict.fromkeys(LLAMA_ARCHITECTURES, "model.")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Entry:
                 return inner
             case "linear":
                 return (int(np.prod(inner)),) if self._is_bias else (inner[-1], int(np.prod(inner[:-1])))
+            case "heads":
+                return (inner[-2] * inner[-1], inner[0])
             case "qkv":
                 width = inner[-2] * inner[-1]
                 return (width,) if self._is_bias else (width, inner[0])
@@ -70,8 +74,10 @@ class Entry:
         return (k,) if self._is_bias else (slice(None), k)
 
 
-def entries(config: EncoderConfig, task: str, *, factorised: bool = False) -> list[Entry]:
+def entries(config: ModelConfig, task: str, *, factorised: bool = False) -> list[Entry]:
     """The table for a model; BertHash's word embedding is left out (see `safetensors_io`) unless `factorised`."""
+    if isinstance(config, LlamaConfig):
+        return _llama(config)
     match config.model_type:
         case "bert" | "bert_hash":
             table = _bert(config, "bert.", factorised=factorised) + _bert_heads(task)
@@ -171,4 +177,35 @@ def _distilbert_heads(task: str) -> list[Entry]:
         *_dense(("transform",), "vocab_transform"),
         *_norm(("transform_norm",), "vocab_layer_norm"),
         Entry(("decoder_bias",), ("vocab_projector.bias",), "copy"),
+    ]
+
+
+def _llama(config: LlamaConfig) -> list[Entry]:
+    """Llama, Mistral, Qwen2 and Qwen3 share their names; a tied head is the word embedding and has no tensor."""
+    layer, layers = "model.layers.{i}", ("decoder", "layers")
+    attention, feed_forward = f"{layer}.self_attn", f"{layer}.mlp"
+    norms = [
+        (("norm",), "model.norm"),
+        ((*layers, "attention_norm"), f"{layer}.input_layernorm"),
+        ((*layers, "feed_forward_norm"), f"{layer}.post_attention_layernorm"),
+    ]
+    if config.qk_norm:
+        norms.append(((*layers, "attention", "query_norm"), f"{attention}.q_norm"))
+        norms.append(((*layers, "attention", "key_norm"), f"{attention}.k_norm"))
+    products = [
+        ((*layers, "attention", "query"), f"{attention}.q_proj", "heads", config.attention_bias),
+        ((*layers, "attention", "key"), f"{attention}.k_proj", "heads", config.attention_bias),
+        ((*layers, "attention", "value"), f"{attention}.v_proj", "heads", config.attention_bias),
+        ((*layers, "attention", "output"), f"{attention}.o_proj", "linear", config.output_bias),
+        ((*layers, "gate"), f"{feed_forward}.gate_proj", "linear", config.mlp_bias),
+        ((*layers, "up"), f"{feed_forward}.up_proj", "linear", config.mlp_bias),
+        ((*layers, "down"), f"{feed_forward}.down_proj", "linear", config.mlp_bias),
+    ]
+    if not config.tie_word_embeddings:
+        products.append((("head",), "lm_head", "linear", False))
+    return [
+        Entry(("embeddings", "word"), ("model.embed_tokens.weight",), "copy"),
+        *(Entry((*path, "scale"), (f"{name}.weight",), "copy") for path, name in norms),
+        *(Entry((*path, "kernel"), (f"{name}.weight",), kind) for path, name, kind, _ in products),
+        *(Entry((*path, "bias"), (f"{name}.bias",), "linear") for path, name, _, has_bias in products if has_bias),
     ]
