@@ -34,8 +34,12 @@ def causal_attention(
         implementation: one of `IMPLEMENTATIONS`; "auto" is what the default device supports.
     """
     if implementation == "auto":
-        implementation = _best(query)
-    mask, how = None, {}
+        implementation = _best(query, key)
+    if implementation == "splash":
+        from jaxdistill.models.splash import splash_attention  # Pallas is slow to import, and only TPUs need it
+
+        return splash_attention(query, key, value, segments, window=window)
+    how = {}
     if implementation == "cudnn":
         mask = None if segments is None else _same_segment(segments)
         how = {"is_causal": True, "local_window_size": None if window is None else (window - 1, 0)}
