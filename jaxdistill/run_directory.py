@@ -1,7 +1,7 @@
-"""Where things are in a run directory, for whoever reads one: reports, exports, predictions.
+"""Where things are in a run directory, for whoever reads one: stages to come, reports, exports, predictions.
 
 RUN/summary.json, config.yaml, report.html
-RUN/stages/STAGE[/seed-K]/{student/, metrics.jsonl, checkpoints/, tensorboard/}
+RUN/stages/STAGE[/seed-K]/{stage.json, student/, metrics.jsonl, checkpoints/STEP/, tensorboard/}
 """
 
 from __future__ import annotations
@@ -15,11 +15,45 @@ from typing import Any
 from jaxdistill.errors import CheckpointError, ModelError
 
 _SEED = re.compile(r"seed-(\d+)")
+_IN_RECORD = {"checkpoint", "identity", "row"}
 
 
 def is_run_directory(path: Path) -> bool:
     """Whether `path` looks like what `jaxdistill run` writes."""
-    return (path / "stages").is_dir() and any((path / name).is_file() for name in ("summary.json", "config.yaml"))
+    return (path / "stages").is_dir() and (config_path(path).is_file() or (path / "summary.json").is_file())
+
+
+def config_path(run_directory: Path) -> Path:
+    """The resolved configuration that the run was begun with."""
+    return run_directory / "config.yaml"
+
+
+def record_path(stage_directory: Path) -> Path:
+    """What is written last of a stage: it has finished when this is there."""
+    return stage_directory / "stage.json"
+
+
+def read_record(stage_directory: Path) -> dict[str, Any] | None:
+    """The record of a finished stage ({"checkpoint", "identity", "row"}), or None if it has not finished.
+
+    Raises:
+      CheckpointError: a record that cannot be read.
+    """
+    path = record_path(stage_directory)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not record.keys() >= _IN_RECORD:
+            raise ValueError(f"expected {', '.join(sorted(_IN_RECORD))}")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise CheckpointError(f"{path}: damaged ({error}); delete this file to let the stage finish again") from error
+    return record
+
+
+def handed_on(stage_directory: Path, record: dict[str, Any]) -> Path:
+    """The checkpoint that a finished stage hands to others."""
+    return stage_directory / "checkpoints" / str(record["checkpoint"])
 
 
 def load_summary(run_directory: Path) -> dict[str, Any]:
@@ -40,7 +74,8 @@ def load_summary(run_directory: Path) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSON and UTF-8 errors alike
         raise CheckpointError(f"{path}: not valid JSON ({error}); `jaxdistill run` writes it again") from error
-    if not isinstance(summary, dict) or not isinstance(summary.get("stages"), list):
+    rows = summary.get("stages") if isinstance(summary, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CheckpointError(f"{path}: expected an object with a list of stages; `jaxdistill run` writes it again")
     return summary
 

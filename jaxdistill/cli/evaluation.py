@@ -12,7 +12,7 @@ from jaxdistill.config.schema import DataConfig, SourceConfig
 from jaxdistill.errors import DataError
 from jaxdistill.inference import Classifier, evaluate, evaluation_rows
 from jaxdistill.report.table import byte_size, decimals
-from jaxdistill.run_directory import is_run_directory, resolve_model
+from jaxdistill.run_directory import config_path, is_run_directory, resolve_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,8 +111,13 @@ def _data_config(
                 "--data is one labelled file; --config and --split choose another kind of data: leave them out"
             )
         chosen = DataConfig(test=SourceConfig(path=str(data)))
-        chosen = replace(chosen, text=text) if text else chosen
-        return replace(chosen, label=label) if label else chosen
+        chosen = replace(chosen, text=text or chosen.text, label=label or chosen.label)
+        if len(chosen.text) > 2 or len({*chosen.text, chosen.label}) <= len(chosen.text):
+            raise DataError(
+                f"--text is {', '.join(chosen.text)} and --label {chosen.label}; expected one text column, or two for "
+                "a pair, and another one for the label"
+            )
+        return chosen
     if text or label:
         raise DataError("--text and --label name columns of --data FILE; a configuration names its own")
     if split not in (None, "validation", "test"):
@@ -127,5 +132,5 @@ def _run_data(directory: Path) -> DataConfig:
     for run in directory.resolve().parents:
         if is_run_directory(run):
             key = str(directory.resolve().relative_to(run / "stages").parent)
-            return build_chain(load_run(run / "config.yaml")).stage(key).data
+            return build_chain(load_run(config_path(run))).stage(key).data
     raise DataError(f"{directory}: not a stage of a run, so its data is not known; give --data FILE or --config CONFIG")

@@ -11,7 +11,14 @@ from typing import Any
 from jaxdistill import data, models
 from jaxdistill.errors import CheckpointError, ExternalError, ModelError
 from jaxdistill.export.model_card import model_card
-from jaxdistill.run_directory import is_run_directory, load_summary, resolve_model, student_directory
+from jaxdistill.run_directory import (
+    handed_on,
+    is_run_directory,
+    load_summary,
+    read_record,
+    resolve_model,
+    student_directory,
+)
 from jaxdistill.typing import Params
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -111,11 +118,10 @@ def _factorised(directory: Path, stage_directory: Path | None) -> tuple[models.M
     if model.config.model_type == "bert_hash":
         return model, params
     table = None
-    if stage_directory is not None and (record_path := stage_directory / "stage.json").is_file():
+    if stage_directory is not None and (record := read_record(stage_directory)) is not None:
         from jaxdistill.train.checkpoint import load_params  # Orbax, which no other export needs
 
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        trained: Any = load_params(stage_directory / "checkpoints" / str(record["checkpoint"]))
+        trained: Any = load_params(handed_on(stage_directory, record))
         table = trained["embeddings"].get("word_table")
     if table is None:
         raise ModelError(f"{directory}: not a BertHash model, it has no factorised form; leave --factorised out")

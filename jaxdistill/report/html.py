@@ -24,7 +24,7 @@ from jaxdistill.report.table import (
     short_name,
     summary_rows,
 )
-from jaxdistill.run_directory import load_summary, read_metrics, stage_keys
+from jaxdistill.run_directory import config_path, load_summary, read_metrics, stage_keys
 
 _LOSSES = (("loss", "loss"), ("kd", "distillation (KD)"), ("ce", "cross-entropy (CE)"))
 Metrics = Mapping[str, list[dict[str, Any]]]  # stage key (STAGE or STAGE/seed-K) to rows of metrics.jsonl
@@ -47,8 +47,8 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     summary = load_summary(run_dir)
-    config_path = run_dir / "config.yaml"
-    config = config_path.read_text(encoding="utf-8", errors="replace") if config_path.is_file() else ""
+    path = config_path(run_dir)
+    config = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     metrics = {key: read_metrics(run_dir / "stages" / key) for key in stage_keys(run_dir)}
     page = _page(summary, config, metrics)
     path = run_dir / "report.html"

@@ -1,9 +1,8 @@
-"""The run directory: one process at a time, one configuration for ever, one record for each finished stage."""
+"""Writing a run directory: one process at a time, one configuration for ever, one record for each finished stage."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.atomic import atomic_write_json, atomic_write_text
-from jaxdistill.config import differences, dump_yaml, read_yaml, resolved_dict
+from jaxdistill.config import differences, dump_yaml, read_yaml, resolved_dict, run_from_dict
 from jaxdistill.config.schema import Run
 from jaxdistill.errors import CheckpointError, ConfigError, ExternalError
+from jaxdistill.run_directory import config_path, handed_on, record_path
 from jaxdistill.train.checkpoint import discard_if_damaged
 
 
@@ -52,11 +52,10 @@ def settle_config(run: Run, directory: Path) -> None:
     Raises:
         ConfigError: keys that decide the result differ; one problem for each.
     """
-    path = directory / "config.yaml"
+    path = config_path(directory)
     new = resolved_dict(run)
-    if path.exists():
-        old = read_yaml(path)
-        changed = differences(old, new)
+    if path.exists() and any((directory / "stages").glob("*")):  # until a stage has begun, nothing depends on it
+        changed = differences(_begun_with(path), new)
         if changed:
             raise ConfigError(
                 f"{directory}: this directory was begun with another configuration; give back the old values, "
@@ -66,20 +65,19 @@ def settle_config(run: Run, directory: Path) -> None:
     atomic_write_text(path, dump_yaml(new))
 
 
-def read_record(stage_directory: Path) -> dict[str, Any] | None:
-    """The record of a finished stage, or None if it has not finished."""
-    path = stage_directory / "stage.json"
+def _begun_with(path: Path) -> dict[str, Any]:
+    """The configuration in a run directory, with every default of today written out."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); delete this file to let the stage finish again") from error
+        return resolved_dict(run_from_dict(read_yaml(path)))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: not what a run wrote here ({error.problems[0]}); put it back, or choose another output_dir"
+        ) from error
 
 
 def write_record(stage_directory: Path, record: dict[str, Any]) -> None:
-    """Mark a stage as finished: the last thing written of it."""
-    atomic_write_json(stage_directory / "stage.json", record)
+    """Mark a stage as finished: the last thing written of it (`run_directory.read_record` reads it)."""
+    atomic_write_json(record_path(stage_directory), record)
 
 
 def reopen_if_damaged(stage_directory: Path, record: dict[str, Any]) -> str | None:
@@ -91,7 +89,8 @@ def reopen_if_damaged(stage_directory: Path, record: dict[str, Any]) -> str | No
     Returns:
       What was wrong and what follows, or None if the checkpoint is whole.
     """
-    warning = discard_if_damaged(stage_directory / "checkpoints", record["checkpoint"])
+    checkpoint = handed_on(stage_directory, record)
+    warning = discard_if_damaged(checkpoint.parent, record["checkpoint"])
     if warning is not None:
-        (stage_directory / "stage.json").unlink()
+        record_path(stage_directory).unlink()
     return warning

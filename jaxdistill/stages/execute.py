@@ -14,8 +14,9 @@ from jaxdistill.host_memory import release_freed_memory
 from jaxdistill.parallel import use_compilation_cache
 from jaxdistill.report.html import write_report
 from jaxdistill.report.table import print_table
+from jaxdistill.run_directory import read_record
 from jaxdistill.stages.chain_table import print_chain, shape_of
-from jaxdistill.stages.directory import locked, read_record, reopen_if_damaged, settle_config, write_record
+from jaxdistill.stages.directory import locked, reopen_if_damaged, settle_config, write_record
 from jaxdistill.stages.inputs import given_reference
 from jaxdistill.stages.prepare import LoadedTeacher, Preparation, Survey
 from jaxdistill.stages.summary import Summary

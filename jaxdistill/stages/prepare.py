@@ -24,7 +24,7 @@ from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.distill.warm_start import warm_start
 from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.parallel import make_mesh, replicate, whole_batches
-from jaxdistill.stages.directory import read_record
+from jaxdistill.run_directory import handed_on, read_record
 from jaxdistill.stages.inputs import Inputs, LabelledRows, check_labels
 from jaxdistill.train.checkpoint import file_digest, load_params
 from jaxdistill.train.loop import Job
@@ -221,8 +221,8 @@ class Preparation:
         if record is None and self.untrained:
             return LoadedTeacher(reference.stage, model, jax.jit(model.init)(jax.random.key(stage.seed)), "untrained")
         assert record is not None, f"{stage.key} has not finished"
-        path = stage.directory / "checkpoints" / str(record["checkpoint"])
-        return LoadedTeacher(reference.stage, model, load_params(path), record["identity"])
+        params = load_params(handed_on(stage.directory, record))
+        return LoadedTeacher(reference.stage, model, params, record["identity"])
 
     def _load_given(self, reference: ResolvedTeacher, labelled: LabelledRows) -> LoadedTeacher:
         directory = self.inputs.directory(reference)

@@ -181,6 +181,8 @@ def test_what_a_validation_set_left_out_means_is_what_a_run_holds_out(jaxdistill
         ((":student", "--text", "review"), "--text and --label name columns of --data"),
         ((":student", "--split", "train"), "expected validation or test"),
         ((":student", "--data", "nix.csv"), "nix.csv: no such file"),
+        ((":student", "--data", "x.csv", "--text", "a", "--text", "b", "--text", "c"), "or two for a pair"),
+        ((":student", "--data", "x.csv", "--text", "label"), "--text is label and --label label; expected one text"),
     ],
 )
 def test_what_does_not_fit_together_is_said(jaxdistill, run_directory, arguments, message):

@@ -115,4 +115,7 @@ def test_what_is_not_a_run_or_not_readable_is_refused(tmp_path):
     (directory / "summary.json").write_text('{"stages": [')
     with pytest.raises(CheckpointError, match=r"summary\.json: not valid JSON"):
         write_report(directory)
+    (directory / "summary.json").write_text('{"stages": [1]}')
+    with pytest.raises(CheckpointError, match="expected an object with a list of stages"):
+        write_report(directory)
     assert not (directory / "report.html").exists()
