@@ -165,7 +165,7 @@ def _last_line(output: str) -> str:
         return f"{last} (install pip: python -m ensurepip)"
     if "DO NOT MATCH THE HASHES" in output:
         return "the index has another file under that name (its sha256 differs); nothing of it was used"
-    return last
+    return f"{last}; check the network, and which index pip uses (pip config list)"
 
 
 # --- what is in the packages -----------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ def read_table(path: Path, source: str, select: Select) -> Table:
     Raises:
       DataError: unknown extension, no such file, no usable header, a file that is not of its format, or `select`'s.
     """
+    if path.is_dir():
+        raise DataError(f"{source}: is a directory; give a file")
     match path.suffix.lower():
         case ".csv":
             reader = _read_csv
@@ -60,8 +62,6 @@ def read_table(path: Path, source: str, select: Select) -> Table:
             raise DataError(
                 f"{source}: unknown extension {suffix or '(none)'!r}; supported are {', '.join(DATA_FORMATS)}"
             )
-    if path.is_dir():
-        raise DataError(f"{source}: is a directory; give a file")
     if not path.exists():
         raise DataError(f"{source}: no such file (looked for {path.absolute()})")
     return reader(path, source, select)

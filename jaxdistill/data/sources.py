@@ -171,7 +171,7 @@ def _text(value: Any, column: str) -> str:
 def _label(value: Any, names: Sequence[str] | None, required: bool) -> int | str | None:
     label = parse_label(value, names)
     if label is None and required:
-        unlabelled = "label -1 means unlabelled, as in GLUE's test sets (if it is a name, list it in data.label_names)"
+        unlabelled = "label -1 means unlabelled, as in GLUE's test sets"
         raise _BadRowError(unlabelled if str(value).strip() == "-1" else "missing label")
     if isinstance(label, str) and not is_unicode(label):
         raise _BadRowError("label is not UTF-8")

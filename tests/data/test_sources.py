@@ -196,9 +196,10 @@ def test_unusable_files(tmp_path: Path, name: str, content: str | bytes, message
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file \(looked for"):
         load_rows(DATA, SourceConfig(path="none.csv"), base_dir=tmp_path)
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(DataError, match="is a directory"):
-        load_rows(DATA, SourceConfig(path="folder.csv"), base_dir=tmp_path)
+    for name in ("folder.csv", "folder"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(DataError, match="is a directory"):
+            load_rows(DATA, SourceConfig(path=name), base_dir=tmp_path)
 
 
 def test_truncated_parquet_and_arrow(tmp_path: Path) -> None:
