@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.atomic import atomic_write_json, atomic_write_text
+from jaxdistill.atomic import atomic_write_json, atomic_write_text, disk_errors
 from jaxdistill.config import differences, dump_yaml, read_yaml, resolved_dict, run_from_dict
 from jaxdistill.config.schema import Run
 from jaxdistill.errors import CheckpointError, ConfigError, ExternalError
@@ -22,12 +22,12 @@ def locked(directory: Path) -> Iterator[None]:
     """Hold the run directory for this process; a second one on the same directory is refused at once.
 
     Raises:
-        ExternalError: the directory cannot be created or written.
+        ExternalError: the directory cannot be created or written, or the disk is full.
         CheckpointError: another process is running in it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle = (directory / ".lock").open("w")
+        handle = (directory / ".lock").open("wb", buffering=0)
     except OSError as error:
         raise ExternalError(
             f"{directory}: the run directory cannot be written ({error.strerror}); choose another with "
@@ -41,8 +41,8 @@ def locked(directory: Path) -> Iterator[None]:
                 f"{directory}: another process is running in this directory; wait for it, or choose another "
                 "with output_dir=DIR"
             ) from error
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
+        with disk_errors(directory / ".lock", doing="write"):
+            handle.write(f"{os.getpid()}\n".encode())
         yield
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxdistill.config import run_from_dict
-from jaxdistill.errors import CheckpointError, ConfigError
+from jaxdistill.errors import CheckpointError, ConfigError, ExternalError
 from jaxdistill.run_directory import read_record
-from jaxdistill.stages.directory import settle_config, write_record
+from jaxdistill.stages.directory import locked, settle_config, write_record
 
 
 def run(**keys):
@@ -53,6 +53,12 @@ def test_a_damaged_configuration_is_one_line(tmp_path: Path, text: str) -> None:
     (line,) = error.value.problems
     assert line.startswith(f"{tmp_path / 'config.yaml'}: not what a run wrote here (")
     assert (tmp_path / "config.yaml").read_text() == text
+
+
+def test_a_full_disk_is_said_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to("/dev/full")
+    with pytest.raises(ExternalError, match=r"cannot write .*\.lock: No space left on device"), locked(tmp_path):
+        pass
 
 
 def test_records(tmp_path: Path) -> None:
