@@ -43,14 +43,28 @@ def warm_start(
     Raises:
       ModelError: shapes that cannot be copied, saying which differ and what can be done.
     """
+    check_warm_start(student_model.config, teacher_model.config, config)
     params, lines = dict(student_params), []
     if config.layers is not None:
         lines += _copy_layers(params, student_model, teacher_model, teacher_params, config.layers)
     if config.embeddings is not None:
         own, theirs = student_model.config, teacher_model.config
-        _check_vocabulary(own, theirs)
         lines += _embeddings_start(config, own, theirs)(params, own, theirs, teacher_params)
     return params, lines
+
+
+def check_warm_start(own: EncoderConfig, theirs: EncoderConfig, config: WarmStartConfig) -> None:
+    """What `warm_start` needs of a student's and a teacher's shapes, before there are weights.
+
+    Raises:
+      ModelError: as `warm_start`.
+    """
+    if config.layers is not None:
+        _check_widths(own, theirs)
+        layer_indices(config.layers, student=own.num_hidden_layers, teacher=theirs.num_hidden_layers)
+    if config.embeddings is not None:
+        _check_vocabulary(own, theirs)
+        _embeddings_start(config, own, theirs)
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -88,15 +102,6 @@ def _copy_layers(
 ) -> list[str]:
     """Layers and, where shapes and meaning agree, what follows them."""
     own, theirs = student.config, teacher.config
-    fields = ("hidden_size", "num_attention_heads", "intermediate_size")
-    different = [
-        f"{f} {getattr(own, f)} and {getattr(theirs, f)}" for f in fields if getattr(own, f) != getattr(theirs, f)
-    ]
-    if different:
-        raise ModelError(
-            f"warm_start.layers: student and teacher differ in {', '.join(different)}, so layers cannot be copied; "
-            "leave `layers` out, or give the student the teacher's widths"
-        )
     count = own.num_hidden_layers
     indices = layer_indices(layers, student=count, teacher=theirs.num_hidden_layers)
     params["encoder"] = {**params["encoder"], "layers": _float32(select_layers(teacher_params, indices))}
@@ -116,6 +121,18 @@ def _copy_layers(
         params[name] = head
         taken.append(name)
     return [*lines, f"{' and '.join(taken)} copied"] if taken else lines
+
+
+def _check_widths(own: EncoderConfig, theirs: EncoderConfig) -> None:
+    fields = ("hidden_size", "num_attention_heads", "intermediate_size")
+    different = [
+        f"{f} {getattr(own, f)} and {getattr(theirs, f)}" for f in fields if getattr(own, f) != getattr(theirs, f)
+    ]
+    if different:
+        raise ModelError(
+            f"warm_start.layers: student and teacher differ in {', '.join(different)}, so layers cannot be copied; "
+            "leave `layers` out, or give the student the teacher's widths"
+        )
 
 
 def _same_head(own: EncoderConfig, theirs: EncoderConfig) -> bool:

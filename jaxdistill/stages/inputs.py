@@ -53,6 +53,14 @@ class Inputs:
         """Architecture of a given model, from its config.json; that its weights are there is seen at the same time."""
         return _model_config(self.directory(reference))
 
+    def classes(self, student: StudentConfig) -> int | None:
+        """Classes of a pretrained student's classifier; None if it brings none."""
+        checkpoint = Checkpoint(self.directory(student))
+        heads = [
+            name for name in checkpoint.names if name.endswith(("classifier.weight", "classifier.out_proj.weight"))
+        ]
+        return checkpoint.shape(heads[0])[0] if heads else None
+
     def tokenizer(self, stage: ChainStage) -> data.Tokenizer:
         """The tokenizer of a stage's student.
 
@@ -106,7 +114,7 @@ class Inputs:
         known = encoded[encoded >= 0]
         if not known.size:
             raise DataError(f"{rows['train'].source}: no row has a label in column {config.label!r}")
-        names = found or tuple(str(index) for index in range(int(known.max()) + 1))
+        names: tuple[str, ...] = found or tuple(str(index) for index in range(int(known.max()) + 1))
         if len(names) < 2:
             raise DataError(
                 f"{rows['train'].source}: every label in column {config.label!r} is {names[0]!r}; expected two classes "
@@ -211,15 +219,22 @@ def check_labels(what: str, config: models.EncoderConfig, labelled: LabelledRows
             f"{what}: has {config.num_labels} labels, the data has {len(names)} ({_listed(names)}); give a model of "
             "these labels"
         )
-    if config.id2label is None or not labelled.named or config.id2label == names:
+    if config.id2label is None or not labelled.named:
         return None
-    theirs = {name.casefold(): index for index, name in enumerate(config.id2label)}
-    ours = [name.casefold() for name in names]
-    if set(theirs) != set(ours):
+    if {name.casefold() for name in config.id2label} != {name.casefold() for name in names}:
         raise ModelError(
             f"{what}: its labels are {_listed(config.id2label)}, the data's are {_listed(names)}; give a model of "
             "these labels, or say with data.label_names what the data's integers mean"
         )
+    return class_order(config, labelled)
+
+
+def class_order(config: models.EncoderConfig, labelled: LabelledRows) -> tuple[int, ...] | None:
+    """The order that puts a model's classes in the data's; None if it is right already, or the names are others."""
+    theirs = {name.casefold(): index for index, name in enumerate(config.id2label or ())}
+    ours = [name.casefold() for name in labelled.names]
+    if not labelled.named or set(theirs) != set(ours):
+        return None
     order = tuple(theirs[name] for name in ours)
     return None if order == tuple(range(len(order))) else order
 

@@ -21,11 +21,11 @@ from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
 from jaxdistill.distill.teacher_cache import compute_logits
-from jaxdistill.distill.warm_start import warm_start
+from jaxdistill.distill.warm_start import check_warm_start, warm_start
 from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.parallel import make_mesh, replicate, whole_batches
 from jaxdistill.run_directory import handed_on, read_record
-from jaxdistill.stages.inputs import Inputs, LabelledRows, check_labels
+from jaxdistill.stages.inputs import SPLITS, Inputs, LabelledRows, check_labels, class_order
 from jaxdistill.train.checkpoint import file_digest, load_params
 from jaxdistill.train.loop import Job
 from jaxdistill.train.metrics import require_wandb
@@ -72,11 +72,14 @@ class Preparation:
     # --- before anything is loaded -----------------------------------------------------------------------------------
 
     def survey(self) -> tuple[Survey, ...]:
-        """Resolve and compare every stage's models, tokenizers, labels and lengths."""
+        """Resolve and compare every stage's models, tokenizers and labels, and tokenise all texts."""
         if self.chain.run.logging.wandb is not None:
             require_wandb()
         for stage in self.chain.stages:
             self.surveys[stage.key] = self._survey_stage(stage)
+        for survey in self.surveys.values():
+            for split in SPLITS:
+                self.dataset(survey, split)
         return tuple(self.surveys.values())
 
     def _survey_stage(self, stage: ChainStage) -> Survey:
@@ -167,6 +170,19 @@ class Preparation:
         augment = stage.data.augment
         if stage.teachers and augment is not None and augment.mask and tokenizers[0].mask_token is None:
             raise ConfigError(f"data.augment.mask: tokenizer {tokenizers[0].name} has no mask token; set it to 0")
+        student = stage.config.student
+        if student.warm_start is not None and stage.warm_start_teacher is not None:
+            try:
+                check_warm_start(config, self._teacher_config(stage.warm_start_teacher), student.warm_start)
+            except ModelError as error:
+                raise ModelError(f"{where}.student: {error}") from error
+        if student.pretrained is not None or student.asset is not None:
+            classes = self.inputs.classes(student)
+            if classes not in (None, len(labelled.names)):
+                raise ModelError(
+                    f"{where}.student: its classifier has {classes} classes, the data has {len(labelled.names)} "
+                    f"({', '.join(labelled.names[:8])}); give a checkpoint without a classifier, or of these classes"
+                )
         for what, model_config, tokenizer in checked:
             data.check_vocabulary(tokenizer, model_config.vocab_size, model=what)
             positions = models.positions(model_config)
@@ -241,7 +257,8 @@ class Preparation:
         if order is not None:
             params = _reorder_classes(params, order)
             self.console.print(f"teacher {name}: classes put in the data's order ({', '.join(labelled.names)})")
-        return LoadedTeacher(name, model, params, file_digest(sorted(directory.glob("*.safetensors"))))
+        weights = file_digest(sorted(directory.glob("*.safetensors")))
+        return LoadedTeacher(name, model, params, weights if order is None else fingerprint([weights, order]))
 
     def logits(
         self, teacher: LoadedTeacher, dataset: data.TokenizedDataset, *, index: int, batch_size: int
@@ -345,14 +362,18 @@ class Preparation:
 
     def _pretrained(self, survey: Survey, directory: Path) -> Params:
         stage = survey.stage
+        reports: list[models.LoadReport] = []
         _, params = models.from_pretrained(
             directory,
             task="classification",
             num_labels=len(survey.labelled.names),
             seed=stage.seed,
-            report=lambda report: self.console.print(f"{stage.key}: {report}", highlight=False),
+            report=reports.append,
         )
-        return params
+        for line in filter(None, map(str, reports)):
+            self.console.print(f"{stage.key}: {line}", highlight=False)
+        order = class_order(self.inputs.model_config(stage.config.student), survey.labelled)
+        return params if order is None else _reorder_classes(params, order)
 
 
 def _reorder_classes(params: Params, order: tuple[int, ...]) -> dict[str, Any]:

@@ -22,10 +22,9 @@ class Summary:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row, its retention against the first row's model filled in, and write the file."""
+        """Append a row, its retention against the first row's model filled in."""
         row["retention"] = _retention(row, self.rows[0]) if self.rows and not row["given"] else None
         self.rows.append(row)
-        self.write()
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `summary.json`."""

@@ -155,7 +155,7 @@ def test_every_mismatch_is_listed_at_once(copy):
 
 
 def test_another_number_of_labels_says_what_to_do(saved):
-    with pytest.raises(ModelError, match=r"classifier\.weight: \[2, 16\].*\[3, 16\].*leave num_labels out"):
+    with pytest.raises(ModelError, match=r"classifier\.weight: \[2, 16\].*\[3, 16\].*leave num_labels out\)"):
         models.from_pretrained(saved[0], num_labels=3)
 
 

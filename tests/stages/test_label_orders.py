@@ -86,3 +86,17 @@ def test_each_stage_is_taught_in_its_own_order(rows: Path, material: Path, teach
         assert row["eval"]["test"]["agreement"] > 0.75
         exported = json.loads((tmp_path / "run" / "stages" / row["key"] / "student" / "config.json").read_text())
         assert list(exported["id2label"].values()) == ORDERS[row["name"]]
+
+
+def test_a_pretrained_student_keeps_what_its_classes_mean(rows: Path, material: Path, teacher: Path, tmp_path: Path):
+    """One step at a vanishing rate leaves the classifier as it came, with its classes in the data's order."""
+    stage = {
+        "name": "student",
+        "teacher": None,
+        "student": {"pretrained": str(teacher)},
+        "train": {"steps": 1, "batch_size": 16, "learning_rate": 1e-9},
+        "data": {"label_names": ORDERS["turned"]},
+    }
+    made = config(rows, material, tmp_path / "run", [stage])
+    (row,) = run(write_config(tmp_path / "run.yaml", made)).to_dict()["stages"]
+    assert row["eval"]["test"]["accuracy"] > 0.75

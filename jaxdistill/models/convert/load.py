@@ -70,7 +70,8 @@ def from_pretrained(
 ) -> tuple[Model, dict[str, Any]]:
     """Loads a Hugging Face directory or hub id (safetensors only) as (model, parameters), leaf by leaf.
 
-    Besides what is loaded already, host memory holds one leaf (a weight of all layers) and one tensor of the file.
+    Besides what is loaded already, host memory holds two leaves (a weight of all layers), one of them on its way to
+    the devices, and one tensor of the file.
 
     Args:
         task: "classification" or "masked_lm" of an encoder, "causal_lm" of a decoder.
@@ -150,10 +151,10 @@ def _load(
     params: dict[str, Any] = {}
     drawn = _fresh(model, [entry.path for entry in fresh], seed) if fresh else {}
     for entry in table:
-        shape = _leaf(shapes, entry.path).shape
         if entry in fresh:
             leaf = np.asarray(_leaf(drawn, entry.path))
         else:
+            shape = _leaf(shapes, entry.path).shape
             leaf = _read(entry, shape, checkpoint, names, dtype=placement.dtype)
         put(params, entry.path, placement(entry.path, leaf))
     if model.config.model_type == "bert_hash" and "bias" not in params["embeddings"]["word_projection"]:
@@ -259,7 +260,9 @@ def _complaint(model: Model, directory: Path, missing: list[str], mismatched: li
     if mismatched:
         lines.append("shapes differ: " + "; ".join(mismatched))
     if any("classifier" in line for line in mismatched):
-        lines.append("leave num_labels out to keep the checkpoint's classes, or load a checkpoint without a classifier")
+        lines.append(
+            "give a checkpoint without a classifier, or with as many classes (from Python: leave num_labels out)"
+        )
     return "; ".join(lines)
 
 
