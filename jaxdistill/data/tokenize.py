@@ -23,6 +23,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model")
 
 
+_DESCRIPTIONS = ("config.json", "tokenizer_config.json")
+
+
 class Tokenizer:
     """A fast tokenizer of `transformers`, as a pure function from texts to token ids.
 
@@ -112,8 +115,9 @@ def load_tokenizer(path_or_hub_id: str | Path, revision: str | None = None) -> T
     if not is_local and not _HUB_ID.fullmatch(name):
         raise ModelError(f"{name}: no such directory (looked for {directory.absolute()}), and not a hub id")
     place = str(directory) if is_local else name
+    kind = transformers.BertTokenizerFast if is_local and _only_words(directory) else transformers.AutoTokenizer
     try:
-        wrapped = transformers.AutoTokenizer.from_pretrained(
+        wrapped = kind.from_pretrained(
             place, revision=revision, use_fast=True, local_files_only=is_local, trust_remote_code=False
         )
     except Exception as error:  # a broken file raises anything; the hub's client too
@@ -124,6 +128,19 @@ def load_tokenizer(path_or_hub_id: str | Path, revision: str | None = None) -> T
             f"{name}: the tokenizer cannot be fetched from the hub ({reason}); offline, give a local directory"
         ) from error
     return Tokenizer(wrapped, name)
+
+
+def _only_words(directory: Path) -> bool:
+    """Whether it is a BERT directory from before tokenizer.json and model_type, which vocab.txt alone tells."""
+    if {file for file in _TOKENIZER_FILES if (directory / file).is_file()} != {"vocab.txt"}:
+        return False
+    try:
+        described = [
+            json.loads((directory / file).read_text()) for file in _DESCRIPTIONS if (directory / file).exists()
+        ]
+        return not any("model_type" in part or "tokenizer_class" in part for part in described)
+    except (OSError, ValueError, TypeError):  # whoever reads the rest says what is wrong with it
+        return False
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, model: str) -> None:

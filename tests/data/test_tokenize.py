@@ -168,3 +168,14 @@ def test_no_tokenizer(tokenizer_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_tokenizer(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("config", [None, '{"hidden_size": 8}'])
+def test_a_bert_directory_with_nothing_but_words(
+    tokenizer: Tokenizer, tokenizer_dir: Path, tmp_path: Path, config: str | None
+) -> None:
+    """As BERT's first checkpoints are: neither tokenizer.json nor model_type."""
+    shutil.copy(tokenizer_dir / "vocab.txt", tmp_path)
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert _lists(load_tokenizer(tmp_path).encode(TEXTS)) == _lists(tokenizer.encode(TEXTS))
