@@ -1,0 +1,363 @@
+"""Distillation from last hidden states: both models' LM heads, the divergence, cross-entropy and z-loss in one pass.
+
+Tokens are taken in chunks, and a chunk's logits live only until its share of the gradients is formed: nothing of the
+size tokens × vocabulary ever exists, for either model. See `tile.py` for what happens to a chunk.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+from jaxtyping import Array, Bool, Float, Int, Scalar
+
+from jaxdistill.losses.inputs import as_temperature, check_fraction, check_labels, check_where, is_static
+from jaxdistill.losses.reduce import AxisName
+from jaxdistill.losses.tile import Divergence, Shard, divergence_terms, label_terms
+from jaxdistill.losses.varying import equally_varying, varying_like
+
+Arrays: TypeAlias = Float[Array, "N D"] | Sequence[Float[Array, "N D"]] | None
+Heads: TypeAlias = Float[Array, "D V"] | Sequence[Float[Array, "D V"]] | None
+
+# Of one float32 tile of logits, chunk × (local) vocabulary, of which a handful are alive at a time. Large enough that
+# the head's gradient, read and written once a chunk, does not bound an accelerator: 512 tokens at 128,256 classes.
+_TILE_BYTES = 2**28
+_FEWEST_CHUNKS = 4
+
+
+def fused_linear_distillation(
+    student_hidden: Float[Array, "N D"],
+    student_head: Float[Array, "D V"],
+    teacher_hidden: Arrays,
+    teacher_head: Heads,
+    labels: Int[Array, " N"],
+    *,
+    temperature: float | Scalar,
+    kd_weight: float | Scalar,
+    ce_weight: float | Scalar,
+    z_weight: float | Scalar = 0.0,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    teacher_weights: Sequence[float] | Float[Array, " M"] | None = None,
+    vocab_size: int | None = None,
+    ignore_index: int = -100,
+    where: Bool[Array, " N"] | None = None,
+    chunk_size: int | None = None,
+    axis_name: AxisName | None = None,
+) -> tuple[Scalar, dict[str, Scalar]]:
+    """Σ over tokens of kd_weight · T²·divergence + ce_weight · CE + z_weight · z², never building [N, V] logits.
+
+    With logits = hidden @ head of either model: the divergence is `forward_kl`, `reverse_kl` or `jensen_shannon` at
+    `temperature`, as accurate as those near equality; CE is `cross_entropy` with the labels, and z the student's
+    log-normaliser, both at T = 1. The gradients of `student_hidden` and `student_head` are formed in the same pass, so
+    that the matrix products are the dense loss's, 6·N·D_s·V + 2·N·D_t·V operations; everything else is a constant.
+    Reverse mode only. What a weight multiplies must be known here: to divide each term by a count of its own, divide
+    the weights by it.
+
+    Args:
+        student_hidden: [N, D_s] last hidden states, reshaped from [B, S, D_s]. bfloat16 is multiplied in bfloat16 and
+            summed in float32, any other float dtype is multiplied in float32.
+        student_head: [D_s, V], converted to the dtype that is multiplied; its gradient is summed in float32 and has the
+            head's own dtype. A bias is one more row, and a hidden channel of ones.
+        teacher_hidden: [N, D_t], or one for each of M teachers, of any widths; None without a divergence.
+        teacher_head: [D_t, V], or one for each of M teachers, of the student's vocabulary.
+        labels: [N] integer classes of the whole vocabulary, already shifted; `ignore_index` = none. Any other integer
+            outside of it makes the loss NaN.
+        temperature: positive number, or a scalar array (which may be traced); a constant.
+        kd_weight, ce_weight, z_weight: numbers, or scalar arrays (which may be traced); constants. A term whose weight
+            is a plain 0 is not computed.
+        divergence: which one.
+        beta: `jensen_shannon`'s: plain number in [0, 1]; 0 means `forward_kl` and 1 `reverse_kl`.
+        teacher_weights: M non-negative numbers, or a (possibly traced) array [M], for the average of the teachers'
+            probabilities; divided by their sum. None weighs all alike.
+        vocab_size: how many classes there are; head columns beyond are padding, left out on both sides. Needed if the
+            heads are padded differently. None: all columns are classes.
+        ignore_index: labels that are none.
+        where: [N] bool, the tokens that the divergence and the z-loss count; CE counts those of them that have a label.
+            None counts every token that has one. Nothing behind an excluded token, NaN included, has any effect.
+        chunk_size: tokens at a time; None: as many as keep one float32 tile of logits within 256 MiB, and at most a
+            quarter of the tokens.
+        axis_name: mesh axis (or axes) over which the vocabulary is spread, under `shard_map` or `pmap`: heads are then
+            [D, V / devices], in the axis's order, and everything else is whole. Only numbers per token cross it, and
+            one sum of [N, D_s], the gradient of `student_hidden`.
+
+    Returns:
+        (loss_sum, metrics): float32 scalar; and {"kd", "ce", "z": the unweighted sums, "count": tokens counted by
+        `where`}, float32 scalars without gradient, 0 for a term that is not computed. To be divided by the global
+        count after adding up over micro-batches and data-parallel devices.
+
+    Raises:
+        ValueError: shapes or vocabularies do not fit, a dtype is wrong, or a number is out of its range.
+
+    References:
+        Hinton et al., Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531
+        Hsu et al., Liger Kernel: Efficient Triton Kernels for LLM Training, https://arxiv.org/abs/2410.10989
+        Chowdhery et al., PaLM (z-loss), https://arxiv.org/abs/2204.02311
+    """
+    weights = {"kd": kd_weight, "ce": ce_weight, "z": z_weight}
+    terms = tuple(name for name, weight in weights.items() if not (is_static(weight) and weight == 0))
+    _check_model("student_hidden", "student_head", student_hidden, student_head)
+    tokens = student_hidden.shape[0]
+    check_labels(labels, (tokens,))
+    check_where(where, (tokens,))
+    teachers = _teachers(teacher_hidden, teacher_head, tokens) if "kd" in terms else []
+    student_head, heads, classes = _one_vocabulary(student_head, [head for _, head in teachers], vocab_size, axis_name)
+    labels = labels.astype(jnp.int32)
+    labelled = labels != ignore_index
+    counted = labelled if where is None else where
+    traced_weights = isinstance(teacher_weights, jax.Array)
+    plain_weights = None if teacher_weights is None or traced_weights else tuple(map(float, teacher_weights))
+    constants = {
+        "teachers": [hidden for hidden, _ in teachers],
+        "heads": heads,
+        "labels": jnp.where(labelled & counted, labels, 0),
+        "labelled": labelled & counted,
+        "counted": counted,
+        "temperature": as_temperature(temperature),
+        "weights": {name: _as_weight(f"{name}_weight", weights[name]) for name in terms},
+        "teacher_weights": teacher_weights if traced_weights else None,
+    }
+    plan = _Plan(
+        *_divergence(divergence, beta),
+        terms=terms,
+        teacher_weights=plain_weights,
+        vocab_size=classes,
+        chunk_size=_chunk_size(chunk_size, tokens, student_head.shape[1]),
+        axis_name=axis_name,
+        hidden_dtype=student_hidden.dtype,
+        head_dtype=student_head.dtype,
+    )
+    hidden, head, constants = equally_varying((student_hidden, student_head, stop_gradient(constants)))
+    loss, sums = _fused(plan, hidden, head, constants)
+    if axis_name is not None:
+        loss, sums = jax.lax.psum((loss, sums), axis_name)
+    count = jnp.sum(counted, dtype=jnp.int32).astype(jnp.float32)
+    return loss, {**{name: stop_gradient(sums[name]) for name in ("kd", "ce", "z")}, "count": count}
+
+
+class _Plan(NamedTuple):
+    """What is static, and so part of the compiled program."""
+
+    divergence: Divergence
+    beta: float
+    terms: tuple[str, ...]
+    teacher_weights: tuple[float, ...] | None
+    vocab_size: int
+    chunk_size: int
+    axis_name: AxisName | None
+    hidden_dtype: np.dtype
+    head_dtype: np.dtype
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
+def _fused(plan: _Plan, hidden: Array, head: Array, constants: dict[str, Any]) -> tuple[Scalar, dict[str, Scalar]]:
+    """The weighted sum and the terms' own, on the first shard of the vocabulary; 0 on the others."""
+
+    def add(sums: dict[str, Array], chunk: dict[str, Any]) -> tuple[dict[str, Array], None]:
+        chunk_sums, _, _ = _chunk_terms(plan, narrow, constants, chunk)
+        return jax.tree.map(jnp.add, sums, chunk_sums), None
+
+    narrow = head.astype(_multiplied_dtype(hidden))
+    sums, _ = jax.lax.scan(add, varying_like(head, _no_sums()), _chunks(plan, hidden, constants))
+    return _totals(plan, sums, constants)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fused_forward(plan: _Plan, hidden: Array, head: Array, constants: dict[str, Any]):
+    """Both gradients are what is kept for the backward pass, which only multiplies them."""
+
+    def add(carry: tuple[Any, Array], chunk: dict[str, Any]) -> tuple[tuple[Any, Array], Array]:
+        sums, head_gradient = carry
+        chunk_sums, to_logits, rows = _chunk_terms(plan, narrow, constants, chunk)
+        to_logits = to_logits.astype(rows.dtype)
+        to_head = jax.lax.dot_general(rows, to_logits, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        to_rows = jax.lax.dot_general(to_logits, narrow, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        return (jax.tree.map(jnp.add, sums, chunk_sums), head_gradient + to_head), to_rows
+
+    narrow = head.astype(_multiplied_dtype(hidden))
+    start = varying_like(head, (_no_sums(), jnp.zeros(head.shape, jnp.float32)))
+    (sums, head_gradient), to_rows = jax.lax.scan(add, start, _chunks(plan, hidden, constants))
+    hidden_gradient = to_rows.reshape(-1, hidden.shape[1])[: hidden.shape[0]]
+    return _totals(plan, sums, constants), (hidden_gradient, head_gradient)
+
+
+def _fused_backward(plan: _Plan, gradients: tuple[Array, Array], cotangents: tuple[Array, Any]):
+    to_loss, _ = cotangents
+    hidden, head = gradients
+    return (to_loss * hidden).astype(plan.hidden_dtype), (to_loss * head).astype(plan.head_dtype), None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _chunks(plan: _Plan, hidden: Array, constants: dict[str, Any]) -> dict[str, Any]:
+    """All that is per token, as [chunks, chunk, ...], filled up with tokens that do not count."""
+    tokens, size = hidden.shape[0], plan.chunk_size
+    count = -(-tokens // size)
+
+    def split(array: Array) -> Array:
+        filled = jnp.pad(array, ((0, count * size - tokens), *((0, 0),) * (array.ndim - 1)))
+        return filled.reshape(count, size, *array.shape[1:])
+
+    per_token = {name: constants[name] for name in ("teachers", "labels", "labelled", "counted")}
+    return jax.tree.map(split, {"student": hidden, **per_token})
+
+
+def _chunk_terms(plan: _Plan, head: Array, constants: dict[str, Any], chunk: dict[str, Any]):
+    """One chunk's sums, the loss's derivative by the student's logits [C, V], and the student's hidden states."""
+    counted, labelled = chunk["counted"][:, None], chunk["labelled"][:, None]
+    axis_index = 0 if plan.axis_name is None else jax.lax.axis_index(plan.axis_name)
+    shard = Shard(jnp.asarray(axis_index * head.shape[1], jnp.int32), plan.vocab_size, plan.axis_name)
+    padded = plan.vocab_size < head.shape[1] * _axis_size(plan.axis_name)
+
+    def logits(rows: Array, head: Array) -> tuple[Array, Array]:
+        rows = jnp.where(counted, rows, 0).astype(_multiplied_dtype(rows))
+        product = jnp.dot(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
+        return rows, shard.without_padding(product) if padded else product
+
+    rows, student = logits(chunk["student"], head)
+    sums, weights, to_logits = _no_sums(), constants["weights"], jnp.zeros((), jnp.float32)
+    if "kd" in plan.terms:
+        teachers = [logits(*pair)[1] for pair in zip(chunk["teachers"], constants["heads"], strict=True)]
+        shares = constants["teacher_weights"] if plan.teacher_weights is None else plan.teacher_weights
+        values, gradient = divergence_terms(
+            student,
+            teachers,
+            shares,
+            constants["temperature"],
+            shard,
+            divergence=plan.divergence,
+            beta=plan.beta,
+        )
+        sums["kd"] = jnp.sum(jnp.where(counted, values, 0.0))
+        to_logits += jnp.where(counted, weights["kd"], 0.0) * gradient
+    if "ce" in plan.terms or "z" in plan.terms:
+        found = label_terms(student, chunk["labels"], shard)
+    if "ce" in plan.terms:
+        sums["ce"] = jnp.sum(jnp.where(labelled, found.cross_entropy, 0.0))
+        to_logits += jnp.where(labelled, weights["ce"], 0.0) * found.cross_entropy_gradient
+    if "z" in plan.terms:
+        sums["z"] = jnp.sum(jnp.where(counted, found.log_normalizer**2, 0.0))
+        to_logits += jnp.where(counted, 2.0 * weights["z"] * found.log_normalizer, 0.0) * found.probabilities
+    return sums, jnp.broadcast_to(to_logits, student.shape), rows
+
+
+def _no_sums() -> dict[str, Array]:
+    return {name: jnp.zeros((), jnp.float32) for name in ("kd", "ce", "z")}
+
+
+def _totals(plan: _Plan, sums: dict[str, Array], constants: dict[str, Any]) -> tuple[Scalar, dict[str, Scalar]]:
+    """Every shard has found the whole sums: one of them says so, and adding up over the axis gives all of them back."""
+    weighted = sum((weight * sums[name] for name, weight in constants["weights"].items()), start=jnp.float32(0.0))
+    if plan.axis_name is None:
+        return weighted, sums
+    is_first = jax.lax.axis_index(plan.axis_name) == 0
+    return jax.tree.map(lambda total: jnp.where(is_first, total, 0.0), (weighted, sums))
+
+
+def _multiplied_dtype(rows: Array) -> Any:
+    return jnp.bfloat16 if rows.dtype == jnp.bfloat16 else jnp.float32
+
+
+def _axis_size(axis_name: AxisName | None) -> int:
+    return 1 if axis_name is None else jax.lax.psum(1, axis_name)
+
+
+def _teachers(hidden: Arrays, heads: Heads, tokens: int) -> list[tuple[Array, Array]]:
+    """Every teacher's hidden states and head, checked."""
+    names = ["teacher_hidden", "teacher_head"]
+    if hidden is None or heads is None:
+        raise ValueError("teacher_hidden and teacher_head must be given unless kd_weight is a plain 0, got None")
+    if isinstance(hidden, (list, tuple)) != isinstance(heads, (list, tuple)):
+        raise ValueError("teacher_hidden and teacher_head must both be arrays, or both lists with one for each teacher")
+    if not isinstance(hidden, (list, tuple)):
+        _check_model(*names, hidden, heads)  # pyright: ignore[reportArgumentType]
+        pairs = [(hidden, heads)]
+    else:
+        if len(hidden) != len(heads) or not hidden:
+            raise ValueError(
+                "teacher_hidden and teacher_head must hold one array for each teacher, "
+                f"got {len(hidden)} and {len(heads)}"
+            )
+        pairs = list(zip(hidden, heads, strict=True))
+        for index, pair in enumerate(pairs):
+            _check_model(*(f"{name}[{index}]" for name in names), *pair)
+    for states, _ in pairs:
+        if states.shape[0] != tokens:
+            raise ValueError(f"teacher_hidden must hold the student's {tokens} tokens, got shape {states.shape}")
+    return pairs
+
+
+def _check_model(hidden_name: str, head_name: str, hidden: Array, head: Array) -> None:
+    """Raises ValueError unless both are floating matrices that can be multiplied."""
+    for name, array, axes in ((hidden_name, hidden, "[tokens, width]"), (head_name, head, "[width, vocabulary]")):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} must be floating point, got {array.dtype}")
+        if array.ndim != 2 or 0 in array.shape[1:]:
+            raise ValueError(f"{name} must have shape {axes}, got {array.shape}")
+    if hidden.shape[1] != head.shape[0]:
+        raise ValueError(
+            f"{hidden_name} and {head_name} must agree in width, got {hidden.shape} and {head.shape}; "
+            "a head stored as [vocabulary, width] is to be transposed"
+        )
+
+
+def _one_vocabulary(
+    student_head: Array, teacher_heads: list[Array], vocab_size: int | None, axis_name: AxisName | None
+) -> tuple[Array, list[Array], int]:
+    """Heads of one width, cut where one is padded further than another, and how many of their columns are classes."""
+    heads = [student_head, *teacher_heads]
+    widths = [head.shape[1] for head in heads]
+    if len(set(widths)) > 1 and (vocab_size is None or axis_name is not None):
+        raise ValueError(
+            f"student_head and teacher_head must have the same vocabulary, got {widths} columns; "
+            "if they differ in padding only, pass vocab_size, the true one (and pad both alike before spreading them "
+            "over a mesh axis)"
+        )
+    shared = min(widths) * _axis_size(axis_name)
+    if vocab_size is None:
+        return student_head, teacher_heads, shared
+    if not 1 <= vocab_size <= shared:
+        raise ValueError(f"vocab_size must lie between 1 and the heads' {shared} columns, got {vocab_size}")
+    student_head, *teacher_heads = (head[:, : min(widths)] for head in heads)
+    return student_head, teacher_heads, vocab_size
+
+
+def _divergence(divergence: Divergence, beta: float) -> tuple[Divergence, float]:
+    """Checked; Jensen–Shannon's ends are the two Kullback–Leibler divergences."""
+    if divergence not in get_args(Divergence):
+        raise ValueError(f"divergence must be one of {', '.join(get_args(Divergence))}, got {divergence!r}")
+    if not is_static(beta):
+        raise ValueError(f"beta must be a plain number in [0, 1], got {beta!r}")
+    check_fraction("beta", beta)
+    if divergence == "jensen_shannon" and beta in (0.0, 1.0):
+        divergence = "forward_kl" if beta == 0.0 else "reverse_kl"
+    return divergence, float(beta)
+
+
+def _as_weight(name: str, weight: float | Scalar) -> Scalar:
+    """A term's weight as a float32 scalar; a plain number must be finite."""
+    if is_static(weight):
+        if not math.isfinite(weight):  # pyright: ignore[reportArgumentType]
+            raise ValueError(f"{name} must be finite, got {weight}")
+    elif not isinstance(weight, (jax.Array, np.ndarray)) or weight.shape != ():
+        raise ValueError(f"{name} must be a number or a scalar array, got {weight!r}")
+    return jnp.asarray(weight, jnp.float32)
+
+
+def _chunk_size(chunk_size: int | None, tokens: int, classes: int) -> int:
+    """How many tokens at a time, dividing them evenly if it is ours to choose."""
+    if chunk_size is not None:
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+            raise ValueError(f"chunk_size must be a positive integer, got {chunk_size!r}")
+        return chunk_size
+    largest = max(1, min(_TILE_BYTES // (4 * classes), -(-tokens // _FEWEST_CHUNKS)))
+    power_of_two = 1 << (largest.bit_length() - 1)
+    return max(1, -(-tokens // -(-tokens // power_of_two))) if tokens else 1
