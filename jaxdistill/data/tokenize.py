@@ -115,7 +115,7 @@ def load_tokenizer(path_or_hub_id: str | Path, revision: str | None = None) -> T
     if not is_local and not _HUB_ID.fullmatch(name):
         raise ModelError(f"{name}: no such directory (looked for {directory.absolute()}), and not a hub id")
     place = str(directory) if is_local else name
-    kind = transformers.BertTokenizerFast if is_local and _only_words(directory) else transformers.AutoTokenizer
+    kind = transformers.BertTokenizer if is_local and _only_words(directory) else transformers.AutoTokenizer
     try:
         wrapped = kind.from_pretrained(
             place, revision=revision, use_fast=True, local_files_only=is_local, trust_remote_code=False

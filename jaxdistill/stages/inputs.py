@@ -117,8 +117,8 @@ class Inputs:
         names: tuple[str, ...] = found or tuple(str(index) for index in range(int(known.max()) + 1))
         if len(names) < 2:
             raise DataError(
-                f"{rows['train'].source}: every label in column {config.label!r} is {names[0]!r}; expected two classes "
-                "or more (data.label says which column, data.label_names lists classes that are not there)"
+                f"{rows['train'].source}: every label in column {config.label!r} is {' '.join(names)!r}; expected two "
+                "classes or more (data.label says which column, data.label_names lists classes that are not there)"
             )
         labels = {
             split: data.encode_labels(part, found, num_classes=None if found else len(names))[0]
