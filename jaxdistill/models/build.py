@@ -36,7 +36,7 @@ class Model:
     remat is what the backward pass computes again, attention how a decoder's is computed: neither changes a result.
     """
 
-    config: ModelConfig
+    config: Any  # a ModelConfig: who reads what only encoders or only decoders have knows which it is
     task: str
     dtype: jnp.dtype
     remat: str = "none"
@@ -119,27 +119,27 @@ def build(
     Raises:
         ModelError: an unsupported task, dtype, remat or attention, or an invalid configuration.
     """
-    config = config_from_hf(config) if isinstance(config, Mapping) else config
-    tasks, what = (DECODER_TASKS, "decoders") if isinstance(config, LlamaConfig) else (ENCODER_TASKS, "encoders")
+    ours: ModelConfig = config_from_hf(config) if isinstance(config, Mapping) else config
+    tasks, what = (DECODER_TASKS, "decoders") if isinstance(ours, LlamaConfig) else (ENCODER_TASKS, "encoders")
     if task not in tasks:
         raise ModelError(f"task: {task!r} is not supported; {what} are built for {', '.join(tasks)}")
     for name, value, choices in (("remat", remat, REMAT), ("attention", attention, IMPLEMENTATIONS)):
         if value not in choices:
             raise ModelError(f"{name}: {value!r} is not one of {', '.join(choices)}")
-    if task == "masked_lm" and not config.tie_word_embeddings:
+    if task == "masked_lm" and not ours.tie_word_embeddings:
         raise ModelError(
             "tie_word_embeddings: false is not supported for masked_lm, whose decoder is the word embedding"
         )
     if num_labels is not None:
-        if isinstance(config, LlamaConfig):
+        if isinstance(ours, LlamaConfig):
             raise ModelError(f"num_labels: {num_labels}, but a language model has no classes; leave it out")
         if num_labels < 1:
             raise ModelError(f"num_labels: {num_labels} (expected at least 1)")
-        config = config.with_labels(num_labels)
+        ours = ours.with_labels(num_labels)
     dtype = jnp.dtype(dtype)
     if dtype.name not in COMPUTE_DTYPES:
         raise ModelError(f"dtype: {dtype.name} is not supported; compute in {' or '.join(COMPUTE_DTYPES)}")
-    return Model(config=config, task=task, dtype=dtype, remat=remat, attention=attention)
+    return Model(config=ours, task=task, dtype=dtype, remat=remat, attention=attention)
 
 
 @dataclass(frozen=True)

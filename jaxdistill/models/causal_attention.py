@@ -39,14 +39,15 @@ def causal_attention(
         from jaxdistill.models.splash import splash_attention  # Pallas is slow to import, and only TPUs need it
 
         return splash_attention(query, key, value, segments, window=window)
-    how = {}
     if implementation == "cudnn":
         mask = None if segments is None else _same_segment(segments)
-        how = {"is_causal": True, "local_window_size": None if window is None else (window - 1, 0)}
-    else:
-        mask = causal_mask(query.shape[1], segments, window=window)
+        left = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, is_causal=True, local_window_size=left, implementation="cudnn"
+        )
+    mask = causal_mask(query.shape[1], segments, window=window)
     with jax.numpy_dtype_promotion("standard"):  # its own code mixes bfloat16 and float32
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation, **how)
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
 
 
 def explicit_attention(

@@ -105,9 +105,10 @@ def positions(config: ModelConfig) -> int:
     return config.max_position_embeddings
 
 
-def config_from_hf(source: Mapping[str, Any] | str | Path) -> ModelConfig:
+def config_from_hf(source: Mapping[str, Any] | str | Path) -> Any:
     """Our configuration from Hugging Face's: a dictionary, a `config.json` or the directory that holds one.
 
+    It is an `EncoderConfig` or a `LlamaConfig`, as model_type says.
     Fields may carry the architecture's own names (DistilBERT's `dim`, `n_layers`, …) or BERT's; fields left out get
     Hugging Face's defaults, and fields that do not shape the network are ignored.
 

@@ -135,6 +135,7 @@ class CausalLMNetwork(nnx.Module):
     def __call__(self, batch: Batch, layers: Layers, *, request: Request) -> dict[str, Any]:
         """The signals asked for; logits are [B, S, V]. The last hidden states are those after the final norm."""
         ids, segments = batch["input_ids"], _segments(batch)
+        signals: dict[str, Any]
         hidden, signals = layers(
             self.embeddings(ids),
             request=request,

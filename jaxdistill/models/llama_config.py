@@ -110,7 +110,8 @@ def llama_from_hf(raw: Mapping[str, Any], where: str) -> LlamaConfig:
     model_type = raw["model_type"]
     read = {f.name for f in fields(LlamaConfig)} - {"rope", "sliding_window", "max_window_layers"}
     given = {name: value for name, value in raw.items() if name in read and value is not None}
-    values = {f.name: f.default for f in fields(LlamaConfig) if f.name in read} | _DEFAULTS[model_type] | given
+    values: dict[str, Any] = {f.name: f.default for f in fields(LlamaConfig) if f.name in read}
+    values |= _DEFAULTS[model_type] | given
     if "num_key_value_heads" not in _DEFAULTS[model_type] | given or raw.get("num_key_value_heads", 0) is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     values |= {name: raw[name] for name in ("bos_token_id", "eos_token_id") if name in raw}  # null means none
@@ -251,7 +252,7 @@ def _read_rope(raw: Mapping[str, Any], positions: Any, checks: Checks) -> RopeCo
         checks.problems.append("partial_rotary_factor is not 1; only RoPE over the whole head is supported")
     if rope_type == "llama3":  # as transformers fills it in
         given.setdefault("original_max_position_embeddings", positions)
-    numbers = {name: given.get(name) for name in _ROPE_NUMBERS[rope_type]}
+    numbers: dict[str, Any] = {name: given.get(name) for name in _ROPE_NUMBERS[rope_type]}
     numbers["rope_theta"] = RopeConfig.rope_theta if given["rope_theta"] is None else given["rope_theta"]
     rope = Checks({f"rope.{name}": value for name, value in numbers.items()})
     good = [rope.positive(name) for name in rope.values]
@@ -262,5 +263,7 @@ def _read_rope(raw: Mapping[str, Any], positions: Any, checks: Checks) -> RopeCo
     checks.problems += rope.problems
     if rope.problems:
         return RopeConfig()
-    exact = {name: int(value) if name.startswith("original") else float(value) for name, value in numbers.items()}
+    exact: dict[str, Any] = {
+        name: int(value) if name.startswith("original") else float(value) for name, value in numbers.items()
+    }
     return RopeConfig(rope_type=rope_type, **exact)

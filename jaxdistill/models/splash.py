@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def _attend(query: Array, key: Array, value: Array, segments: Array, *, window: 
     scaled = query * jnp.asarray(size**-0.5, query.dtype)
     first = (jnp.swapaxes(array, 1, 2) for array in (scaled, key, value))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as its own code wants
-        context = jax.vmap(kernel)(*first, segment_ids=kernels.SegmentIds(segments, segments))
+        context: Any = jax.vmap(kernel)(*first, segment_ids=kernels.SegmentIds(segments, segments))
     return jnp.swapaxes(context, 1, 2).astype(query.dtype)
 
 
