@@ -118,7 +118,7 @@ def load_tokenizer(path_or_hub_id: str | Path, revision: str | None = None) -> T
     kind = transformers.BertTokenizer if is_local and _only_words(directory) else transformers.AutoTokenizer
     try:
         wrapped = kind.from_pretrained(
-            place, revision=revision, use_fast=True, local_files_only=is_local, trust_remote_code=False
+            place, revision=revision or "main", use_fast=True, local_files_only=is_local, trust_remote_code=False
         )
     except Exception as error:  # a broken file raises anything; the hub's client too
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
