@@ -115,7 +115,7 @@ def fused_linear_distillation(
     plain_weights = None if teacher_weights is None or traced_weights else tuple(map(float, teacher_weights))
     constants = {
         "teachers": [hidden for hidden, _ in teachers],
-        "heads": heads,
+        "heads": [head.astype(_multiplied_dtype(states)) for (states, _), head in zip(teachers, heads, strict=True)],
         "labels": jnp.where(labelled & counted, labels, 0),
         "labelled": labelled & counted,
         "counted": counted,
@@ -134,7 +134,7 @@ def fused_linear_distillation(
         head_dtype=student_head.dtype,
     )
     hidden, head, constants = equally_varying((student_hidden, student_head, stop_gradient(constants)))
-    loss, sums = _fused(plan, hidden, head, constants)
+    loss, sums = _fused(plan, hidden, head, constants)  # pyright: ignore[reportGeneralTypeIssues]
     if axis_name is not None:
         loss, sums = jax.lax.psum((loss, sums), axis_name)
     count = jnp.sum(counted, dtype=jnp.int32).astype(jnp.float32)
@@ -219,7 +219,7 @@ def _chunk_terms(plan: _Plan, head: Array, constants: dict[str, Any], chunk: dic
 
     def logits(rows: Array, head: Array) -> tuple[Array, Array]:
         rows = jnp.where(counted, rows, 0).astype(_multiplied_dtype(rows))
-        product = jnp.dot(rows, head.astype(rows.dtype), preferred_element_type=jnp.float32)
+        product = jnp.dot(rows, head, preferred_element_type=jnp.float32)
         return rows, shard.without_padding(product) if padded else product
 
     rows, student = logits(chunk["student"], head)
@@ -255,7 +255,9 @@ def _no_sums() -> dict[str, Array]:
 
 def _totals(plan: _Plan, sums: dict[str, Array], constants: dict[str, Any]) -> tuple[Scalar, dict[str, Scalar]]:
     """Every shard has found the whole sums: one of them says so, and adding up over the axis gives all of them back."""
-    weighted = sum((weight * sums[name] for name, weight in constants["weights"].items()), start=jnp.float32(0.0))
+    weighted = jnp.zeros((), jnp.float32)
+    for name, weight in constants["weights"].items():
+        weighted += weight * sums[name]
     if plan.axis_name is None:
         return weighted, sums
     is_first = jax.lax.axis_index(plan.axis_name) == 0
@@ -272,26 +274,24 @@ def _axis_size(axis_name: AxisName | None) -> int:
 
 def _teachers(hidden: Arrays, heads: Heads, tokens: int) -> list[tuple[Array, Array]]:
     """Every teacher's hidden states and head, checked."""
-    names = ["teacher_hidden", "teacher_head"]
     if hidden is None or heads is None:
         raise ValueError("teacher_hidden and teacher_head must be given unless kd_weight is a plain 0, got None")
-    if isinstance(hidden, (list, tuple)) != isinstance(heads, (list, tuple)):
+    several = isinstance(hidden, (list, tuple))
+    if several != isinstance(heads, (list, tuple)):
         raise ValueError("teacher_hidden and teacher_head must both be arrays, or both lists with one for each teacher")
-    if not isinstance(hidden, (list, tuple)):
-        _check_model(*names, hidden, heads)  # pyright: ignore[reportArgumentType]
-        pairs = [(hidden, heads)]
-    else:
-        if len(hidden) != len(heads) or not hidden:
-            raise ValueError(
-                "teacher_hidden and teacher_head must hold one array for each teacher, "
-                f"got {len(hidden)} and {len(heads)}"
-            )
-        pairs = list(zip(hidden, heads, strict=True))
-        for index, pair in enumerate(pairs):
-            _check_model(*(f"{name}[{index}]" for name in names), *pair)
-    for states, _ in pairs:
+    every_hidden: list[Any] = list(hidden) if several else [hidden]
+    every_head: list[Any] = list(heads) if several else [heads]
+    if len(every_hidden) != len(every_head) or not every_hidden:
+        raise ValueError(
+            "teacher_hidden and teacher_head must hold one array for each teacher, "
+            f"got {len(every_hidden)} and {len(every_head)}"
+        )
+    pairs = list(zip(every_hidden, every_head, strict=True))
+    for index, (states, head) in enumerate(pairs):
+        place = f"[{index}]" if several else ""
+        _check_model(f"teacher_hidden{place}", f"teacher_head{place}", states, head)
         if states.shape[0] != tokens:
-            raise ValueError(f"teacher_hidden must hold the student's {tokens} tokens, got shape {states.shape}")
+            raise ValueError(f"teacher_hidden{place} must hold the student's {tokens} tokens, got shape {states.shape}")
     return pairs
 
 
