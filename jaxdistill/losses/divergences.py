@@ -60,7 +60,7 @@ def forward_kl(
     References:
         Hinton et al., Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531
     """
-    return _between(_forward_kl, student_logits, teacher_logits, where, as_temperature(temperature))
+    return between_logits(_forward_kl, student_logits, teacher_logits, where, as_temperature(temperature))
 
 
 def reverse_kl(
@@ -90,7 +90,7 @@ def reverse_kl(
     References:
         Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, https://arxiv.org/abs/2306.08543
     """
-    return _between(_reverse_kl, student_logits, teacher_logits, where, as_temperature(temperature))
+    return between_logits(_reverse_kl, student_logits, teacher_logits, where, as_temperature(temperature))
 
 
 def jensen_shannon(
@@ -130,7 +130,7 @@ def jensen_shannon(
     if beta == 1.0:
         return reverse_kl(student_logits, teacher_logits, temperature=temperature, where=where)
     shares = jnp.asarray([beta, 1.0 - beta], dtype=jnp.float32)  # 1 − β before rounding
-    return _between(_jensen_shannon, student_logits, teacher_logits, where, as_temperature(temperature), shares)
+    return between_logits(_jensen_shannon, student_logits, teacher_logits, where, as_temperature(temperature), shares)
 
 
 def soft_cross_entropy(
@@ -159,7 +159,7 @@ def soft_cross_entropy(
     References:
         Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, https://arxiv.org/abs/1909.10351
     """
-    return _between(_soft_cross_entropy, student_logits, teacher_logits, where, as_temperature(temperature))
+    return between_logits(_soft_cross_entropy, student_logits, teacher_logits, where, as_temperature(temperature))
 
 
 def total_variation(
@@ -188,7 +188,7 @@ def total_variation(
     References:
         Wen et al., f-Divergence Minimization for Sequence-Level Knowledge Distillation, https://arxiv.org/abs/2307.15190
     """
-    return _between(_total_variation, student_logits, teacher_logits, where, as_temperature(temperature))
+    return between_logits(_total_variation, student_logits, teacher_logits, where, as_temperature(temperature))
 
 
 def logit_mse(
@@ -213,10 +213,10 @@ def logit_mse(
     References:
         Ba and Caruana, Do Deep Nets Really Need to be Deep?, https://arxiv.org/abs/1312.6184
     """
-    return _between(_logit_mse, student_logits, teacher_logits, where)
+    return between_logits(_logit_mse, student_logits, teacher_logits, where)
 
 
-def _between(divergence, student_logits, teacher_logits, where, *constants) -> Float[Array, "*B"]:
+def between_logits(divergence, student_logits, teacher_logits, where, *constants) -> Float[Array, "*B"]:
     """`divergence` of checked, masked float32 logits."""
     check_logits("student_logits", student_logits)
     check_logits("teacher_logits", teacher_logits)
@@ -259,7 +259,7 @@ def _soft_cross_entropy(student, teacher, temperature):
 def _total_variation(student, teacher, temperature):
     pair = compare(teacher, student, temperature)
     difference = probability_difference(pair)
-    gradient = 0.5 / temperature * pair.q * _less_mean(jnp.sign(difference), pair.q)
+    gradient = 0.5 / temperature * pair.q * less_mean(jnp.sign(difference), pair.q)
     return 0.5 * jnp.sum(jnp.abs(difference), axis=-1), gradient
 
 
@@ -269,19 +269,19 @@ def _jensen_shannon(student, teacher, temperature, shares):
     pair = compare(teacher, student, temperature)
     beta, rest = shares[0], shares[1]
     difference = probability_difference(pair)
-    _, teacher_part = _against_mixture(pair.p, rest * difference)
-    b, student_part = _against_mixture(pair.q, -beta * difference)
+    _, teacher_part = against_mixture(pair.p, rest * difference)
+    b, student_part = against_mixture(pair.q, -beta * difference)
     value = temperature**2 * (beta * jnp.sum(teacher_part, axis=-1) + rest * jnp.sum(student_part, axis=-1))
-    return value, -temperature * rest * pair.q * _less_mean(jnp.log1p(b), pair.q)
+    return value, -temperature * rest * pair.q * less_mean(jnp.log1p(b), pair.q)
 
 
-def _less_mean(values, weights):
+def less_mean(values, weights):
     """Values less their weighted mean; twice, since what is left of a peak is below the first mean's rounding."""
     once = values - jnp.sum(weights * values, axis=-1, keepdims=True)
     return once - jnp.sum(weights * once, axis=-1, keepdims=True)
 
 
-def _against_mixture(p, excess):
+def against_mixture(p, excess):
     """(m − p)/p and p times (that − log1p of it), for excess = m − p; where p is 0, 0 and `excess`."""
     present = p > SMALLEST_DIVISOR
     ratio = jnp.where(present, excess / jnp.where(present, p, 1.0), 0.0)

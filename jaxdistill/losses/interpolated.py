@@ -12,7 +12,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Scalar
 
 from jaxdistill.losses.centred import SMALLEST_DIVISOR, compare, probability_difference, with_gradient
-from jaxdistill.losses.divergences import _against_mixture, _between, _less_mean, forward_kl
+from jaxdistill.losses.divergences import against_mixture, between_logits, less_mean, forward_kl
 from jaxdistill.losses.inputs import (
     as_temperature,
     check_fraction,
@@ -60,16 +60,18 @@ def skewed_kl(
     if skew == 0.0:
         return forward_kl(student_logits, teacher_logits, temperature=temperature, where=where)
     students_share = jnp.asarray(1.0 - skew, jnp.float32)
-    return _between(_skewed_kl, student_logits, teacher_logits, where, as_temperature(temperature), students_share)
+    return between_logits(
+        _skewed_kl, student_logits, teacher_logits, where, as_temperature(temperature), students_share
+    )
 
 
 @with_gradient
 def _skewed_kl(student, teacher, temperature, share):
     """With a = (m − p)/p, KL(p ‖ m) = E_p[a − log1p(a)], and 1 − p/m = a/(1 + a)."""
     pair = compare(teacher, student, temperature)
-    a, parts = _against_mixture(pair.p, share * probability_difference(pair))
+    a, parts = against_mixture(pair.p, share * probability_difference(pair))
     missing = jnp.where(pair.p > SMALLEST_DIVISOR, a / (1.0 + a), 1.0)
-    gradient = temperature * share * pair.q * _less_mean(missing, pair.q)
+    gradient = temperature * share * pair.q * less_mean(missing, pair.q)
     return temperature**2 * jnp.sum(parts, axis=-1), gradient
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from jaxdistill.losses.divergences import _against_mixture
+from jaxdistill.losses.divergences import against_mixture
 from jaxdistill.losses.reduce import AxisName
 from jaxdistill.losses.shards import compare_shards, exchange, mix_shards, own
 
@@ -67,8 +67,8 @@ def divergence_terms(
         return jnp.where(pair.unsupported, jnp.inf, temperature**2 * pair.kl), temperature * difference
     # As in `divergences.py`: a = (m − p)/p, b = (m − q)/q, and the sums are of p·(a − log1p(a)) and q·(b − log1p(b)).
     rest = 1.0 - beta
-    _, teacher_part = _against_mixture(pair.p, rest * difference)
-    b, student_part = _against_mixture(pair.q, -beta * difference)
+    _, teacher_part = against_mixture(pair.p, rest * difference)
+    b, student_part = against_mixture(pair.q, -beta * difference)
     here = jnp.sum(beta * teacher_part + rest * student_part, axis=-1, keepdims=True)
     (parts,) = exchange([jnp.where(shard.present, here, 0.0)], shard.axis_name)
     centred = _less_mean(jnp.log1p(b), pair.q, shard.axis_name)
