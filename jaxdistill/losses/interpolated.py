@@ -12,7 +12,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Scalar
 
 from jaxdistill.losses.centred import SMALLEST_DIVISOR, compare, probability_difference, with_gradient
-from jaxdistill.losses.divergences import against_mixture, between_logits, less_mean, forward_kl
+from jaxdistill.losses.divergences import against_mixture, between_logits, forward_kl, less_mean
 from jaxdistill.losses.inputs import (
     as_temperature,
     check_fraction,
