@@ -90,8 +90,9 @@ def test_every_mistake_in_a_configuration_has_its_line(jaxdistill, config, tmp_p
 def test_an_output_directory_that_cannot_be_made(jaxdistill, config, tmp_path):
     (tmp_path / "file").write_text("")
     result = jaxdistill("run", config, "--output-dir", tmp_path / "file" / "r", "--quiet")
-    assert result.status == 4
-    assert "cannot be written" in result.err
+    assert result.status == 2
+    assert "output_dir" in result.err
+    assert "a file" in result.err
 
 
 def test_a_configuration_that_is_not_there(jaxdistill, tmp_path):

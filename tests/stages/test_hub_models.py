@@ -111,11 +111,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_shapes_and_parameter_counts(rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The published ids resolve to the published sizes, 11.17M, 4.39M and 243K, before any weight is read."""
     import huggingface_hub.constants
+    from safetensors.numpy import save_file
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for hub_id, config in SHAPES.items():
-        lay_out(tmp_path, hub_id, config)
+        save_file({"unread": np.zeros(1, np.float32)}, lay_out(tmp_path, hub_id, config) / "model.safetensors")
     surveys = Preparation(build_chain(load_run(CONFIG, rows)), Console(quiet=True)).survey()
     assert {survey.stage.key: survey.parameters for survey in surveys} == {
         "mini": 11_171_074,
