@@ -11,7 +11,15 @@ import numpy as np
 
 from jaxdistill.config.schema import WarmStartConfig
 from jaxdistill.errors import ModelError
-from jaxdistill.models import EncoderConfig, Model, positions, select_layers, svd_factorise
+from jaxdistill.models import (
+    EncoderConfig,
+    Model,
+    class_order,
+    positions,
+    reorder_classes,
+    select_layers,
+    svd_factorise,
+)
 from jaxdistill.models.convert.save import fold_words
 from jaxdistill.typing import Array, Params
 
@@ -112,13 +120,13 @@ def _copy_layers(
         # DistilBERT squashes its pooled output otherwise: the same numbers would mean something else there
         if not _same_head(own, theirs) or _shapes(params[name]) != _shapes(teacher_params.get(name)):
             continue
-        head = _float32(teacher_params[name])
-        if name == "classifier":
-            order = _class_order(own, theirs)
+        source = teacher_params
+        if name == "classifier" and own.id2label is not None and theirs.id2label is not None:
+            order = class_order(theirs.id2label, own.id2label)
             if order is None:
                 continue
-            head = {part: leaf[..., np.asarray(order)] for part, leaf in head.items()}
-        params[name] = head
+            source = reorder_classes(teacher_params, order)
+        params[name] = _float32(source[name])
         taken.append(name)
     return [*lines, f"{' and '.join(taken)} copied"] if taken else lines
 
@@ -137,15 +145,6 @@ def _check_widths(own: EncoderConfig, theirs: EncoderConfig) -> None:
 
 def _same_head(own: EncoderConfig, theirs: EncoderConfig) -> bool:
     return (own.model_type == "distilbert") == (theirs.model_type == "distilbert")
-
-
-def _class_order(own: EncoderConfig, theirs: EncoderConfig) -> tuple[int, ...] | None:
-    """The teacher's class for each of the student's, by name where both have names; None if the names differ."""
-    if own.id2label is None or theirs.id2label is None:
-        return tuple(range(own.num_labels))
-    places = {name.casefold(): index for index, name in enumerate(theirs.id2label)}
-    names = [name.casefold() for name in own.id2label]
-    return tuple(places[name] for name in names) if set(names) == places.keys() else None
 
 
 def _shapes(tree: Any) -> Any:

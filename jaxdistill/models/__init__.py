@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxdistill.models.build import Model, build, parameter_bytes, parameter_count, parameter_shapes
+from jaxdistill.models.classes import class_order, reorder_classes
 from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
@@ -21,12 +22,14 @@ __all__ = [
     "ModelConfig",
     "RopeConfig",
     "build",
+    "class_order",
     "config_from_hf",
     "from_pretrained",
     "parameter_bytes",
     "parameter_count",
     "parameter_shapes",
     "positions",
+    "reorder_classes",
     "resolve",
     "save_pretrained",
     "select_layers",

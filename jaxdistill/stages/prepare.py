@@ -25,7 +25,7 @@ from jaxdistill.distill.warm_start import check_warm_start, warm_start
 from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.parallel import make_mesh, replicate, whole_batches
 from jaxdistill.run_directory import handed_on, read_record
-from jaxdistill.stages.inputs import SPLITS, Inputs, LabelledRows, check_labels, class_order
+from jaxdistill.stages.inputs import SPLITS, Inputs, LabelledRows, check_labels
 from jaxdistill.train.checkpoint import file_digest, load_params
 from jaxdistill.train.loop import Job
 from jaxdistill.train.metrics import require_wandb
@@ -255,7 +255,7 @@ class Preparation:
             )
         order = check_labels(f"teacher {name}", model.config, labelled)
         if order is not None:
-            params = _reorder_classes(params, order)
+            params = models.reorder_classes(params, order)
             self.console.print(f"teacher {name}: classes put in the data's order ({', '.join(labelled.names)})")
         weights = file_digest(sorted(directory.glob("*.safetensors")))
         return LoadedTeacher(name, model, params, weights if order is None else fingerprint([weights, order]))
@@ -372,11 +372,8 @@ class Preparation:
         )
         for line in filter(None, map(str, reports)):
             self.console.print(f"{stage.key}: {line}", highlight=False)
-        order = class_order(self.inputs.model_config(stage.config.student), survey.labelled)
-        return params if order is None else _reorder_classes(params, order)
-
-
-def _reorder_classes(params: Params, order: tuple[int, ...]) -> dict[str, Any]:
-    """The same classifier with its classes in another order."""
-    classifier = {name: leaf[..., np.asarray(order)] for name, leaf in params["classifier"].items()}
-    return {**params, "classifier": classifier}
+        theirs = self.inputs.model_config(stage.config.student).id2label
+        if theirs is None or not survey.labelled.named:
+            return params
+        order = models.class_order(theirs, survey.labelled.names)
+        return params if order is None else models.reorder_classes(params, order)
