@@ -58,17 +58,17 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
             if record is not None and (damage := reopen_if_damaged(stage.directory, record)) is not None:
                 console.print(f"[yellow]{stage.key}: {damage}[/yellow]")
                 record = None
-            if record is not None:
+            finished = record is not None
+            if record is None:
+                record = _run_stage(preparation, preparation.surveys[stage.key], console)
+                release_freed_memory()
+            else:
                 console.print(f"{stage.key}: finished already")
-                summary.add(record["row"])
-                continue
-            summary.add(_run_stage(preparation, preparation.surveys[stage.key], console)["row"])
+            summary.add(record["row"])
+            if finished and stage is not chain.stages[-1]:
+                continue  # written now, the file would lose the rows after this one
             summary.write()
             write_report(chain.directory)
-            release_freed_memory()
-        # a chain that had finished is written too: its summary may have been lost
-        summary.write()
-        write_report(chain.directory)
     print_table(summary.to_dict(), console)
     console.print(f"summary: {chain.directory / 'summary.json'}   report: {chain.directory / 'report.html'}")
     return summary

@@ -56,10 +56,11 @@ class Inputs:
     def classes(self, student: StudentConfig) -> int | None:
         """Classes of a pretrained student's classifier; None if it brings none."""
         checkpoint = Checkpoint(self.directory(student))
-        heads = [
-            name for name in checkpoint.names if name.endswith(("classifier.weight", "classifier.out_proj.weight"))
-        ]
-        return checkpoint.shape(heads[0])[0] if heads else None
+        heads = ("classifier.weight", "classifier.out_proj.weight")
+        found = [name for name in checkpoint.names if name.endswith(heads)]
+        classes = checkpoint.shape(found[0])[0] if found else None
+        checkpoint.close()
+        return classes
 
     def tokenizer(self, stage: ChainStage) -> data.Tokenizer:
         """The tokenizer of a stage's student.
@@ -165,7 +166,7 @@ class Inputs:
             tuple(tokenizer.fingerprint for tokenizer in tokenizers),
             max_length,
             truncate,
-            unlabelled,
+            unlabelled and bool(config.unlabelled or config.augment),
         )
         if key not in self._datasets:
             tokenize = functools.partial(data.tokenize, tokenizers=tokenizers, max_length=max_length, truncate=truncate)
@@ -179,10 +180,7 @@ class Inputs:
         """The text that teachers alone label, without what validation and test are measured on."""
         sources = iter(labelled.unlabelled)
         measured = {_plain(row) for split in ("validation", "test") for row in _texts(labelled.splits.get(split))}
-        more = []
-        for source in config.unlabelled:
-            rows = _words(tokenizer, source.limit) if source.vocabulary else next(sources)
-            more.append(rows)
+        more = [_words(tokenizer, source.limit) if source.vocabulary else next(sources) for source in config.unlabelled]
         if config.augment is not None:
             more.append(data.augment(labelled.splits["train"], config.augment, mask_token=tokenizer.mask_token))
         for rows in more:
@@ -221,21 +219,12 @@ def check_labels(what: str, config: models.EncoderConfig, labelled: LabelledRows
         )
     if config.id2label is None or not labelled.named:
         return None
-    if {name.casefold() for name in config.id2label} != {name.casefold() for name in names}:
+    order = models.class_order(config.id2label, names)
+    if order is None:
         raise ModelError(
             f"{what}: its labels are {_listed(config.id2label)}, the data's are {_listed(names)}; give a model of "
             "these labels, or say with data.label_names what the data's integers mean"
         )
-    return class_order(config, labelled)
-
-
-def class_order(config: models.EncoderConfig, labelled: LabelledRows) -> tuple[int, ...] | None:
-    """The order that puts a model's classes in the data's; None if it is right already, or the names are others."""
-    theirs = {name.casefold(): index for index, name in enumerate(config.id2label or ())}
-    ours = [name.casefold() for name in labelled.names]
-    if not labelled.named or set(theirs) != set(ours):
-        return None
-    order = tuple(theirs[name] for name in ours)
     return None if order == tuple(range(len(order))) else order
 
 
@@ -276,7 +265,10 @@ def _directory(pretrained: str | None, asset: str | None, revision: str | None) 
 @functools.cache
 def _model_config(directory: Path) -> models.EncoderConfig:
     Checkpoint(directory).close()
-    return models.config_from_hf(directory)
+    config = models.config_from_hf(directory)
+    if not isinstance(config, models.EncoderConfig):
+        raise ModelError(f"{directory}: is a {config.model_type}, a decoder; stages take encoders only")
+    return config
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from rich.console import Console
 from tiny_chain import chain_config, write_config
@@ -45,3 +46,14 @@ def test_one_class_is_no_classification(material: Path, tmp_path: Path) -> None:
     raw["data"]["train"] = {"path": str(tmp_path / "one.csv")}
     (tmp_path / "one.csv").write_text("sentence,label\n" + "a good film,0\n" * 4)
     assert "one.csv: every label in column 'label' is '0'; expected two classes or more" in problem(tmp_path, raw)
+
+
+def test_a_decoder_is_no_student_of_these_stages(material: Path, tmp_path: Path) -> None:
+    from jaxdistill import models
+
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 16}
+    model = models.build({"model_type": "llama", "vocab_size": 32, **shape}, task="causal_lm")
+    models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path / "llama")
+    raw = chain_config(material, tmp_path / "run")
+    raw["stages"][-1]["student"] = {"pretrained": str(tmp_path / "llama")}
+    assert "llama: is a llama, a decoder; stages take encoders only" in problem(tmp_path, raw)
