@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Scalar
 
-from jaxdistill.losses.inputs import as_temperature, check_logits, check_same_shape, check_where, neutral_where
+from jaxdistill.losses.inputs import as_temperature, neutral_pair
+from jaxdistill.losses.reduce import masked_mean
 
 # A spread this small beside the values themselves is the rounding of equal numbers, and has no direction.
 _ROUNDING = 1e-6
@@ -47,22 +48,17 @@ def dist(
     References:
         Huang et al., Knowledge Distillation from A Stronger Teacher, https://arxiv.org/abs/2205.10536
     """
-    check_logits("student_logits", student_logits)
-    check_logits("teacher_logits", teacher_logits)
-    check_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
-    check_where(where, student_logits.shape[:-1])
     temperature = as_temperature(temperature)
+    pair = neutral_pair(student_logits, stop_gradient(teacher_logits), where)
     classes = student_logits.shape[-1]
+    student, teacher = (logits.reshape(-1, classes) for logits in pair)
     counted = jnp.ones(student_logits.shape[:-1], bool) if where is None else where
-    student, teacher = (
-        logits.reshape(-1, classes) for logits in neutral_where(where, student_logits, stop_gradient(teacher_logits))
-    )
     counted = counted.reshape(-1, 1)
     q, p = (jax.nn.softmax(logits / temperature, axis=-1) for logits in (student, teacher))
     possible = counted & ((student > -jnp.inf) | (teacher > -jnp.inf))
     examples = jnp.broadcast_to(counted, possible.shape)
-    inter = _mean(_pearson_distance(q, p, possible, axis=1), counted[:, 0])
-    intra = _mean(_pearson_distance(q, p, examples, axis=0), jnp.any(possible, axis=0))
+    inter = masked_mean(_pearson_distance(q, p, possible, axis=1), counted[:, 0])
+    intra = masked_mean(_pearson_distance(q, p, examples, axis=0), jnp.any(possible, axis=0))
     return inter_weight * inter + intra_weight * intra
 
 
@@ -85,8 +81,3 @@ def _direction(values: Float[Array, "B V"], counted: Bool[Array, "B V"], axis: i
     squared = jnp.sum(centred**2, axis=axis, keepdims=True)
     constant = squared <= count * _ROUNDING**2
     return jnp.where(constant, 0.0, centred / jnp.sqrt(jnp.where(constant, 1.0, squared)))
-
-
-def _mean(values: Float[Array, " A"], counted: Bool[Array, " A"]) -> Scalar:
-    count = jnp.sum(counted, dtype=jnp.int32).astype(jnp.float32)
-    return jnp.sum(jnp.where(counted, values, 0.0)) / jnp.maximum(count, 1.0)

@@ -7,15 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from jaxdistill.losses.centred import compare, probability_difference, with_gradient
-from jaxdistill.losses.inputs import (
-    as_temperature,
-    check_labels,
-    check_logits,
-    check_same_shape,
-    check_where,
-    neutral_where,
-    zero_where,
-)
+from jaxdistill.losses.inputs import as_temperature, check_labels, check_where, neutral_pair, zero_where
 from jaxdistill.losses.shards import ShardNumbers, compare_masses, mass_difference
 
 
@@ -56,14 +48,11 @@ def dkd(
     References:
         Zhao et al., Decoupled Knowledge Distillation, https://arxiv.org/abs/2203.08679
     """
-    check_logits("student_logits", student_logits)
-    check_logits("teacher_logits", teacher_logits)
-    check_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
     check_labels(labels, student_logits.shape[:-1])
     check_where(where, student_logits.shape[:-1])
     counted = labels != ignore_index
     counted = counted if where is None else counted & where
-    student, teacher = neutral_where(counted, student_logits, teacher_logits)
+    student, teacher = neutral_pair(student_logits, teacher_logits, counted)
     safe_labels = jnp.where(counted, labels.astype(jnp.int32), 0)
     weights = jnp.stack([jnp.asarray(weight, jnp.float32) for weight in (target_weight, other_weight)])
     return zero_where(counted, _decoupled(student, teacher, safe_labels, as_temperature(temperature), weights))

@@ -25,11 +25,8 @@ from jaxdistill.losses.centred import (
 from jaxdistill.losses.inputs import (
     as_temperature,
     check_fraction,
-    check_logits,
-    check_same_shape,
-    check_where,
     is_static,
-    neutral_where,
+    neutral_pair,
     zero_where,
 )
 
@@ -218,11 +215,7 @@ def logit_mse(
 
 def between_logits(divergence, student_logits, teacher_logits, where, *constants) -> Float[Array, "*B"]:
     """`divergence` of checked, masked float32 logits."""
-    check_logits("student_logits", student_logits)
-    check_logits("teacher_logits", teacher_logits)
-    check_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
-    check_where(where, student_logits.shape[:-1])
-    student, teacher = neutral_where(where, student_logits, teacher_logits)
+    student, teacher = neutral_pair(student_logits, teacher_logits, where)
     return zero_where(where, divergence(student, teacher, *constants))
 
 

@@ -87,6 +87,21 @@ def neutral_where(where: Bool[Array, "*B"] | None, *logits: Float[Array, "*B V"]
     return [jnp.where(where[..., None], array, 0.0) for array in wide]
 
 
+def neutral_pair(
+    student_logits: Float[Array, "*B V"], teacher_logits: Float[Array, "*B V"], where: Bool[Array, "*B"] | None
+) -> Sequence[Float[Array, "*B V"]]:
+    """`neutral_where` of a student's and a teacher's logits.
+
+    Raises:
+        ValueError: shapes differ, or a dtype is wrong.
+    """
+    check_logits("student_logits", student_logits)
+    check_logits("teacher_logits", teacher_logits)
+    check_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
+    check_where(where, student_logits.shape[:-1])
+    return neutral_where(where, student_logits, teacher_logits)
+
+
 def zero_where(where: Bool[Array, "*B"] | None, values: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """`values`, and 0 at excluded positions."""
     return values if where is None else jnp.where(where, values, 0.0)

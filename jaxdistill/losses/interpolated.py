@@ -13,15 +13,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from jaxdistill.losses.centred import SMALLEST_DIVISOR, compare, probability_difference, with_gradient
 from jaxdistill.losses.divergences import against_mixture, between_logits, forward_kl, less_mean
-from jaxdistill.losses.inputs import (
-    as_temperature,
-    check_fraction,
-    check_logits,
-    check_same_shape,
-    check_where,
-    is_static,
-    neutral_where,
-)
+from jaxdistill.losses.inputs import as_temperature, check_fraction, is_static, neutral_pair
 
 
 def skewed_kl(
@@ -107,15 +99,11 @@ def taid(
     check_fraction("progress", progress)
     if not is_static(progress) and np.shape(progress) != ():  # pyright: ignore[reportArgumentType]
         raise ValueError(f"progress must be a scalar, got shape {np.shape(progress)}")  # pyright: ignore
-    check_logits("student_logits", student_logits)
-    check_logits("teacher_logits", teacher_logits)
-    check_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
-    check_where(where, student_logits.shape[:-1])
     moved = stop_gradient(jnp.asarray(progress, jnp.float32))
     # Relative to their tops, so that what decides is not rounded at the size of a shift that does not matter.
     student, teacher = (
         logits - stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-        for logits in neutral_where(where, student_logits, teacher_logits)
+        for logits in neutral_pair(student_logits, teacher_logits, where)
     )
     target = stop_gradient(_share(1.0 - moved, student) + _share(moved, teacher))
     return forward_kl(student, target, temperature=temperature, where=where)
