@@ -39,3 +39,11 @@ def problems(raw: dict[str, Any]) -> list[str]:
     except ConfigError as error:
         return list(error.problems)
     return []
+
+
+def assert_one_problem(raw: dict[str, Any], line: str) -> None:
+    """The user reads one line that holds `line`, and begins with the path that it begins with."""
+    (found,) = problems(raw)
+    assert line in found
+    if not line.startswith("the student"):
+        assert found.startswith(line.split(":")[0] + ":")

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from saved_models import rewrite, same
 from tiny_decoders import SHAPE, VARIANTS
 from tiny_encoders import jit
 
@@ -38,20 +39,8 @@ def copy(saved, tmp_path):
     return shutil.copytree(saved[0], tmp_path / "copy")
 
 
-def rewrite(directory, change):
-    """Replace the saved tensors by `change` of them."""
-    path = directory / "model.safetensors"
-    tensors = change(load_file(path))
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
-
-
 def load(directory, **how):
     return models.from_pretrained(directory, task="causal_lm", **how)
-
-
-def same(params, other):
-    assert jax.tree.structure(params) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, params, other)
 
 
 def test_round_trip(saved):

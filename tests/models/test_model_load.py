@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from saved_models import rewrite, same
 from tiny_encoders import BERT_SHAPE, jit
 
 from jaxdistill import models
@@ -32,18 +33,6 @@ def saved(tmp_path_factory):
 def copy(saved, tmp_path):
     """A copy of the saved directory to damage."""
     return shutil.copytree(saved[0], tmp_path / "copy")
-
-
-def rewrite(directory, change):
-    """Replace the saved tensors by `change` of them."""
-    path = directory / "model.safetensors"
-    tensors = change(load_file(path))
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
-
-
-def same(params, other):
-    assert jax.tree.structure(params) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, params, other)
 
 
 def shard(directory, filename=None):

@@ -60,13 +60,11 @@ def test_variants_of_the_training_text_are_taught_without_labels(material: Path,
     raw["data"]["augment"] = {"copies": 3}
     chain = build_chain(load_run(write_config(tmp_path / "chain.yaml", raw), []))
     preparation = Preparation(chain, Console(quiet=True), untrained=True)
-    sizes = {
-        survey.stage.key: [
-            int(((dataset := preparation.dataset(survey, "train")).labels >= 0).sum()),  # type: ignore[union-attr]
-            len(dataset),  # type: ignore[arg-type]
-        ]
-        for survey in preparation.survey()
-    }
+    sizes = {}
+    for survey in preparation.survey():
+        dataset = preparation.dataset(survey, "train")
+        assert dataset is not None
+        sizes[survey.stage.key] = [int((dataset.labels >= 0).sum()), len(dataset)]
     assert sizes["teacher"] == sizes["scratch"] == [160, 160]
     assert sizes["assistant"][0] == 160
     assert 2 * 160 < sizes["assistant"][1] <= 4 * 160
