@@ -21,8 +21,6 @@ from jaxdistill.errors import DataError, ExternalError, ModelError
 _CHUNK = 4096
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model")
-
-
 _DESCRIPTIONS = ("config.json", "tokenizer_config.json")
 
 
