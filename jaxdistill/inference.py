@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill import data, models
-from jaxdistill.config.schema import DataConfig, SourceConfig
+from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.data.rows import bad_rows_error
 from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.errors import DataError, ModelError

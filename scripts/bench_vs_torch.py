@@ -139,7 +139,7 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
     import jax
 
     from jaxdistill import data, models
-    from jaxdistill.config.schema import CrossEntropyTerm, DataConfig, DivergenceTerm, SourceConfig, TrainConfig
+    from jaxdistill.config import CrossEntropyTerm, DataConfig, DivergenceTerm, SourceConfig, TrainConfig
     from jaxdistill.distill import OnlineTeacher, make_objective
     from jaxdistill.train import init_state, make_train_step
     from jaxdistill.train.optimizer import build_optimizer

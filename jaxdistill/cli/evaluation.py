@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxdistill import models
 from jaxdistill.config import build_chain, load_run
-from jaxdistill.config.schema import DataConfig, SourceConfig
+from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.errors import DataError
 from jaxdistill.inference import Classifier, evaluate, evaluation_rows
 from jaxdistill.report.table import byte_size, decimals
@@ -112,10 +112,10 @@ def _data_config(
             )
         chosen = DataConfig(test=SourceConfig(path=str(data)))
         chosen = replace(chosen, text=text or chosen.text, label=label or chosen.label)
-        if len(chosen.text) > 2 or len({*chosen.text, chosen.label}) <= len(chosen.text):
+        if len(chosen.columns) > 2 or len({*chosen.columns, chosen.label}) <= len(chosen.columns):
             raise DataError(
-                f"--text is {', '.join(chosen.text)} and --label {chosen.label}; expected one text column, or two for "
-                "a pair, and another one for the label"
+                f"--text is {', '.join(chosen.columns)} and --label {chosen.label}; expected one text column, or two "
+                "for a pair, and another one for the label"
             )
         return chosen
     if text or label:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.config.checks import contradictions
-from jaxdistill.config.defaults import expand_loss, stage_data
-from jaxdistill.config.schema import DataConfig, Run, StageConfig, TermConfig
+from jaxdistill.config.data_schema import DataConfig
+from jaxdistill.config.defaults import expand_loss, stage_data, with_best
+from jaxdistill.config.loss_schema import TermConfig
+from jaxdistill.config.schema import Run, StageConfig
 from jaxdistill.config.teachers import ResolvedTeacher, StageTeachers, resolve_teachers, run_order
 from jaxdistill.errors import ConfigError
 
@@ -105,7 +107,7 @@ def _expand(
     cache = stage.teacher_cache or run.teacher_cache
     common: dict[str, Any] = {
         "name": stage.name,
-        "config": stage,
+        "config": with_best(stage, run.data.task),
         "data": stage_data(run, stage),
         "terms": expand_loss(stage.loss, has_teacher=bool(teachers.teachers)),
         "teachers": tuple(map(by_key, teachers.teachers)),

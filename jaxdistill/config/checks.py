@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from jaxdistill.config.data_schema import DataConfig, PromptConfig, UnlabelledConfig
 from jaxdistill.config.defaults import expand_loss, named_sources, stage_data
 from jaxdistill.config.files import unusable_directory
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
-from jaxdistill.config.schema import (
-    PREVIOUS,
-    CheckpointConfig,
-    DataConfig,
-    Run,
-    StageConfig,
-    TrainConfig,
-    UnlabelledConfig,
-)
+from jaxdistill.config.schema import PREVIOUS, Run, StageConfig, TrainConfig
 from jaxdistill.config.shapes import position_problems, student_problems, warm_start_problems
 from jaxdistill.config.teachers import StageTeachers, resolve_teachers, run_order
 
@@ -36,7 +29,7 @@ def contradictions(run: Run) -> list[Problem]:
         problems += warm_start_problems(run, stage, own, path)
         problems += _train_problems(stage.train, (*path, "train"))
         problems += _teaching_problems(stage, path)
-        problems += _checkpoint_problems(stage.checkpoint, stage.teacher is not None, (*path, "checkpoint"))
+        problems += _checkpoint_problems(stage, run.data.task, (*path, "checkpoint"))
         if stage.repeat and (repeated := _repeated(stage.repeat.seeds)):
             problems.append(Problem((*path, "repeat", "seeds"), f"seed {repeated[0]} is given twice"))
     return list(dict.fromkeys(problems))
@@ -92,6 +85,7 @@ def _tokenizer_problems(run: Run, teachers: list[StageTeachers]) -> Iterator[Pro
 
 def _data_problems(run: Run) -> Iterator[Problem]:
     """Of the run's data once, and of each stage's own keys."""
+    yield from _task_problems(run)
     yield from _source_problems(run.data, ("data",), None)
     yield from _label_problems(run.data, ("data",))
     yield from _augment_problems(run.data, ("data",))
@@ -111,6 +105,31 @@ def _data_problems(run: Run) -> Iterator[Problem]:
             yield from _augment_problems(data, path) if "augment" in stage.data else ()
             if not stage.data.keys().isdisjoint(("text", "label", "label_names")):
                 yield from _label_problems(data, path)
+
+
+_TASK_KEYS = {
+    "classification": ("unlabelled", "augment", "label", "label_names", "truncate", "batching"),
+    "causal_lm": ("packing", "sample_by", "streaming", "repeat", "workers"),
+}
+
+
+def _task_problems(run: Run) -> Iterator[Problem]:
+    """Keys that only another task reads, written with other values than they have anyway."""
+    task, neutral = run.data.task, DataConfig()
+    for other, keys in _TASK_KEYS.items():
+        for key in keys if other != task else ():
+            if getattr(run.data, key) != getattr(neutral, key):
+                yield Problem(("data", key), f"only {other} reads it, and data.task is {task}; remove it")
+    if isinstance(run.data.text, PromptConfig) and task != "causal_lm":
+        yield Problem(
+            ("data", "text"), f"prompt and completion are for causal_lm, data.task is {task}; expected a list"
+        )
+    if task == "causal_lm" and len(run.data.columns) == 2 and not isinstance(run.data.text, PromptConfig):
+        message = "got two columns; expected one, or {prompt: COLUMN, completion: COLUMN}"
+        yield Problem(("data", "text"), message)
+    for index, stage in enumerate(run.stages):
+        if "task" in (stage.data or {}) and stage_data(run, stage).task != task:
+            yield Problem(("stages", index, "data", "task"), f"all stages of a run have one task, data.task: {task}")
 
 
 def _source_problems(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:
@@ -134,12 +153,12 @@ def _source_problems(data: DataConfig, path: KeyPath, keys: set[str] | None) -> 
 
 def _unlabelled_problems(data: DataConfig, source: UnlabelledConfig, path: KeyPath) -> Iterator[Problem]:
     """Text for the teachers has the shape of the labelled text."""
-    if source.vocabulary and len(data.text) > 1:
-        yield Problem((*path, "vocabulary"), f"words are single texts, but data.text has {len(data.text)} columns")
+    if source.vocabulary and len(data.columns) > 1:
+        yield Problem((*path, "vocabulary"), f"words are single texts, but data.text has {len(data.columns)} columns")
     elif source.vocabulary and source.text is not None:
         yield Problem((*path, "text"), "a vocabulary has no columns; remove it")
-    elif source.text is not None and len(source.text) != len(data.text):
-        message = f"got {len(source.text)} columns; expected {len(data.text)}, as data.text has"
+    elif source.text is not None and len(source.text) != len(data.columns):
+        message = f"got {len(source.text)} columns; expected {len(data.columns)}, as data.text has"
         yield Problem((*path, "text"), message)
 
 
@@ -156,9 +175,9 @@ def _augment_problems(data: DataConfig, path: KeyPath) -> Iterator[Problem]:
 
 def _label_problems(data: DataConfig, path: KeyPath) -> Iterator[Problem]:
     """The columns, and the names of the classes."""
-    if repeated := _repeated(data.text):
+    if repeated := _repeated(data.columns):
         yield Problem((*path, "text"), f"column {shown(repeated[0])} is given twice; a pair is two columns")
-    if data.label in data.text:
+    if data.label in data.columns:
         yield Problem((*path, "label"), f"column {shown(data.label)} is also a text; expected the column of the labels")
     if data.label_names is None:
         return
@@ -212,9 +231,13 @@ def _teaching_problems(stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
             yield Problem((*path, "loss", position, "type"), message)
 
 
-def _checkpoint_problems(checkpoint: CheckpointConfig, has_teacher: bool, path: KeyPath) -> Iterator[Problem]:
-    if checkpoint.best in ("kl", "agreement") and not has_teacher:
-        message = (
-            f"'{checkpoint.best}' compares with a teacher, and the stage has none; expected accuracy, f1, loss or last"
-        )
+def _checkpoint_problems(stage: StageConfig, task: str, path: KeyPath) -> Iterator[Problem]:
+    """The metric that chooses the checkpoint is one that the stage has."""
+    best = stage.checkpoint.best
+    metrics = ["perplexity", "loss"] if task == "causal_lm" else ["accuracy", "f1", "loss"]
+    if best in ("kl", "agreement") and stage.teacher is None:
+        message = f"'{best}' compares with a teacher, and the stage has none; expected {', '.join(metrics)} or last"
         yield Problem((*path, "best"), message)
+    elif best is not None and best not in (*metrics, "kl", "agreement", "last"):
+        expected = f"{', '.join(metrics)}, kl, agreement or last"
+        yield Problem((*path, "best"), f"got '{best}', which {task} does not measure; expected {expected}")

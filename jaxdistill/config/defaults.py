@@ -9,18 +9,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from jaxdistill.config.schema import (
-    SOURCES,
-    CrossEntropyTerm,
-    DataConfig,
-    DivergenceTerm,
-    HintonPreset,
-    LossConfig,
-    Run,
-    SourceConfig,
-    StageConfig,
-    TermConfig,
-)
+from jaxdistill.config.data_schema import SOURCES, DataConfig, SourceConfig
+from jaxdistill.config.loss_schema import CrossEntropyTerm, DivergenceTerm, HintonPreset, LossConfig, TermConfig
+from jaxdistill.config.schema import Run, StageConfig
 
 
 @functools.cache
@@ -35,6 +26,14 @@ def stage_data(run: Run, stage: StageConfig) -> DataConfig:
         return run.data
     merged = dataclasses.asdict(run.data) | stage.data
     return validator(DataConfig).validate_python(merged)
+
+
+def with_best(stage: StageConfig, task: str) -> StageConfig:
+    """The stage with the metric that chooses its checkpoint, which its task decides where it is left out."""
+    if stage.checkpoint.best is not None:
+        return stage
+    best = "perplexity" if task == "causal_lm" else "accuracy"
+    return dataclasses.replace(stage, checkpoint=dataclasses.replace(stage.checkpoint, best=best))
 
 
 def named_sources(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from jaxdistill.config.chain import Chain, ChainStage
-from jaxdistill.config.schema import (
+from jaxdistill.config.loss_schema import (
     CrossEntropyTerm,
     DivergenceTerm,
     JensenShannonTerm,
     LogitMSETerm,
-    StudentConfig,
     TermConfig,
     TotalVariationTerm,
-    TrainConfig,
+    ZLossTerm,
 )
+from jaxdistill.config.model_schema import StudentConfig
+from jaxdistill.config.schema import TrainConfig
 from jaxdistill.config.shapes import student_shape
 from jaxdistill.config.teachers import ResolvedTeacher
 
@@ -52,6 +53,8 @@ def _term(term: TermConfig) -> str:
             return f"TV(T={_number(term.temperature)})"
         case LogitMSETerm():
             return "MSE(logits)"
+        case ZLossTerm():
+            return "z²"
 
 
 def _length(train: TrainConfig) -> str:

@@ -7,19 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from jaxdistill.config.data_schema import ASSET_SPLITS, DATA_FORMATS, DataConfig
 from jaxdistill.config.defaults import named_sources, stage_data
+from jaxdistill.config.model_schema import StudentConfig, TeacherConfig
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, did_you_mean
-from jaxdistill.config.schema import (
-    ASSET_SPLITS,
-    DATA_FORMATS,
-    PREVIOUS,
-    DataConfig,
-    Run,
-    StageConfig,
-    StudentConfig,
-    TeacherConfig,
-)
+from jaxdistill.config.schema import PREVIOUS, Run, StageConfig
 
 
 def kind_of(text: str | Path) -> Literal["file", "directory", "missing"]:

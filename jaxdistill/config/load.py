@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxdistill.config.checks import contradictions
+from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.config.defaults import validator
 from jaxdistill.config.files import missing_files
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, from_validation
 from jaxdistill.config.reading import apply_overrides, read_yaml
-from jaxdistill.config.schema import DataConfig, Run
+from jaxdistill.config.schema import Run
 from jaxdistill.errors import ConfigError
 
 

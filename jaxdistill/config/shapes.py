@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.config.data_schema import DataConfig
+from jaxdistill.config.model_schema import StudentConfig
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem
-from jaxdistill.config.schema import DataConfig, Run, StageConfig, StudentConfig
+from jaxdistill.config.schema import Run, StageConfig
 from jaxdistill.config.teachers import ResolvedTeacher, StageTeachers
 
 SHAPE_FIELDS = (

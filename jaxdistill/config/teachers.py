@@ -6,9 +6,10 @@ import graphlib
 from dataclasses import dataclass
 
 from jaxdistill.config.files import looks_local
+from jaxdistill.config.model_schema import TeacherConfig
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, did_you_mean
-from jaxdistill.config.schema import PREVIOUS, Run, StageConfig, TeacherConfig
+from jaxdistill.config.schema import PREVIOUS, Run, StageConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from jaxdistill.config.schema import ASSET_SPLITS
+from jaxdistill.config.data_schema import ASSET_SPLITS
 from jaxdistill.data.cache import default_cache_dir, new_directory
 from jaxdistill.data.rows import text_share
 from jaxdistill.errors import DataError, ExternalError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxdistill.config.schema import AugmentConfig
+from jaxdistill.config.data_schema import AugmentConfig
 from jaxdistill.data.rows import Rows
 
 _LONGEST_PIECE = 5

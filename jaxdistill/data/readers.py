@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxdistill.config.schema import DATA_FORMATS
+from jaxdistill.config.data_schema import DATA_FORMATS
 from jaxdistill.errors import DataError
 
 if TYPE_CHECKING:

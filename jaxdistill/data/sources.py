@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.config.schema import DataConfig, SourceConfig, UnlabelledConfig
+from jaxdistill.config.data_schema import DataConfig, SourceConfig, UnlabelledConfig
 from jaxdistill.data import assets
 from jaxdistill.data.labels import BadLabelError, parse_label
 from jaxdistill.data.readers import Select, Table, arrow_table, is_unicode, read_table
@@ -45,7 +45,7 @@ def load_rows(
 
     def select(found: Sequence[str]) -> tuple[str, ...]:
         """The text columns and, unless it may be absent and is, the label."""
-        wanted = data.text if data.label not in found and not require_labels else (*data.text, data.label)
+        wanted = data.columns if data.label not in found and not require_labels else (*data.columns, data.label)
         _check_columns(wanted, found, name)
         return tuple(dict.fromkeys(wanted))
 
@@ -58,7 +58,7 @@ def load_rows(
 
 def load_texts(data: DataConfig, source: UnlabelledConfig, *, base_dir: Path | None = None) -> Rows:
     """As `load_rows`, without labels: a label column, if the source has one, is not read."""
-    texts = replace(data, text=source.text or data.text, label=_NO_COLUMN)
+    texts = replace(data, text=source.text or data.columns, label=_NO_COLUMN)
     return load_rows(texts, source, base_dir=base_dir, require_labels=False)
 
 
@@ -122,7 +122,7 @@ def _collect(table: Table, data: DataConfig, limit: int | None, name: str, requi
     """Checks every record and keeps the good ones."""
     class_names = table.label_names.get(data.label)
     names = class_names or data.label_names  # integers that the source names are checked as such, whatever their order
-    texts: tuple[list[str], ...] = tuple([] for _ in data.text)
+    texts: tuple[list[str], ...] = tuple([] for _ in data.columns)
     labels: list[int | str | None] = []
     numbers: list[int] = []
     problems: list[tuple[int, str]] = []
@@ -132,7 +132,7 @@ def _collect(table: Table, data: DataConfig, limit: int | None, name: str, requi
         try:
             if isinstance(record, str):
                 raise _BadRowError(record)
-            parts = [_text(record.get(column), column) for column in data.text]
+            parts = [_text(record.get(column), column) for column in data.columns]
             label = _label(record.get(data.label), names, require_labels)
         except (_BadRowError, BadLabelError) as reason:
             problems.append((number, str(reason)))

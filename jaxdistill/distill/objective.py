@@ -9,7 +9,7 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from jaxdistill.config.schema import TermConfig
+from jaxdistill.config.loss_schema import TermConfig
 from jaxdistill.distill.terms import Term, labelled, make_term, real_examples
 from jaxdistill.errors import ConfigError
 from jaxdistill.typing import Array, Batch, Bool, Scalar, Signals

@@ -13,13 +13,14 @@ from typing import Literal, Protocol, assert_never
 import jax.numpy as jnp
 
 from jaxdistill import losses
-from jaxdistill.config.schema import (
+from jaxdistill.config.loss_schema import (
     CrossEntropyTerm,
     DivergenceTerm,
     JensenShannonTerm,
     LogitMSETerm,
     TermConfig,
     TotalVariationTerm,
+    ZLossTerm,
 )
 from jaxdistill.typing import Array, Batch, Bool, Float, Scalar, Signals
 
@@ -31,9 +32,14 @@ def real_examples(batch: Batch) -> Bool[Array, " B"]:
     return batch["example_id"] >= 0
 
 
-def labelled(batch: Batch) -> Bool[Array, " B"]:
-    """Which rows carry a label."""
+def labelled(batch: Batch) -> Bool[Array, "*B"]:
+    """Which rows, or which tokens of them, carry a label."""
     return batch["labels"] != IGNORED_LABEL
+
+
+def learned(batch: Batch) -> Bool[Array, "*B"]:
+    """Which positions a teacher teaches: every real row of a classifier, every token that has a label otherwise."""
+    return real_examples(batch) if batch["labels"].ndim == 1 else labelled(batch)
 
 
 class Term(Protocol):
@@ -77,7 +83,7 @@ class CrossEntropy:
     student_outputs: tuple[str, ...] = ("logits",)
     teacher_outputs: tuple[str, ...] = ()
 
-    def where(self, batch: Batch) -> Bool[Array, " B"]:
+    def where(self, batch: Batch) -> Bool[Array, "*B"]:
         return labelled(batch)
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
@@ -117,8 +123,8 @@ class LogitDivergence:
     student_outputs: tuple[str, ...] = ("logits",)
     teacher_outputs: tuple[str, ...] = ("logits",)
 
-    def where(self, batch: Batch) -> Bool[Array, " B"]:
-        return real_examples(batch)
+    def where(self, batch: Batch) -> Bool[Array, "*B"]:
+        return learned(batch)
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
         where = self.where(batch)
@@ -149,8 +155,8 @@ class LogitMSE:
     student_outputs: tuple[str, ...] = ("logits",)
     teacher_outputs: tuple[str, ...] = ("logits",)
 
-    def where(self, batch: Batch) -> Bool[Array, " B"]:
-        return real_examples(batch)
+    def where(self, batch: Batch) -> Bool[Array, "*B"]:
+        return learned(batch)
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
         where = self.where(batch)
@@ -158,6 +164,24 @@ class LogitMSE:
         shares = jnp.asarray(self.teacher_weights, jnp.float32) / sum(self.teacher_weights)
         target = jnp.sum(shares.reshape(-1, *(1,) * (logits.ndim - 1)) * logits, axis=0)
         return losses.masked_sum_count(losses.logit_mse(student["logits"], target, where=where), where)[0]
+
+
+@dataclass(frozen=True)
+class ZLoss:
+    """The square of the student's log-normaliser, over the positions that are learned from."""
+
+    name: str
+    weight: float
+    group: Literal["ce"] = "ce"
+    student_outputs: tuple[str, ...] = ("logits",)
+    teacher_outputs: tuple[str, ...] = ()
+
+    def where(self, batch: Batch) -> Bool[Array, "*B"]:
+        return learned(batch)
+
+    def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
+        where = self.where(batch)
+        return losses.masked_sum_count(losses.z_loss(student["logits"], where=where), where)[0]
 
 
 def make_term(config: TermConfig, *, name: str, teacher_weights: tuple[float, ...]) -> Term:
@@ -176,4 +200,6 @@ def make_term(config: TermConfig, *, name: str, teacher_weights: tuple[float, ..
             )
         case LogitMSETerm():
             return LogitMSE(name=name, weight=config.weight, teacher_weights=teacher_weights)
+        case ZLossTerm():
+            return ZLoss(name=name, weight=config.weight)
     assert_never(config)

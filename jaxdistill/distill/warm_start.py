@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.config.schema import WarmStartConfig
+from jaxdistill.config.model_schema import WarmStartConfig
 from jaxdistill.errors import ModelError
 from jaxdistill.models import (
     EncoderConfig,

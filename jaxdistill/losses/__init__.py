@@ -26,7 +26,7 @@ from jaxdistill.losses.features import (
 from jaxdistill.losses.fused import fused_linear_distillation
 from jaxdistill.losses.interpolated import skewed_kl, taid
 from jaxdistill.losses.reduce import masked_mean, masked_sum_count
-from jaxdistill.losses.supervised import cross_entropy
+from jaxdistill.losses.supervised import cross_entropy, z_loss
 from jaxdistill.losses.topk import top_k_forward_kl
 
 __all__ = [
@@ -57,4 +57,5 @@ __all__ = [
     "taid",
     "top_k_forward_kl",
     "total_variation",
+    "z_loss",
 ]

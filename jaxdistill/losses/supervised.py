@@ -1,4 +1,4 @@
-"""Cross-entropy with integer labels."""
+"""Cross-entropy with integer labels, and the z-loss that goes with it."""
 
 from __future__ import annotations
 
@@ -62,6 +62,28 @@ def cross_entropy(
     safe_labels = jnp.where(counted, labels, 0)
     entropy = _smoothed_cross_entropy if label_smoothing > 0 else _cross_entropy
     return zero_where(counted, entropy(neutral, safe_labels, smoothing))
+
+
+def z_loss(logits: Float[Array, "*B V"], *, where: Bool[Array, "*B"] | None = None) -> Float[Array, "*B"]:
+    """(log Σ exp(logits))²: what keeps a language model's log-normaliser near 0.
+
+    Args:
+        logits: [..., V] any float dtype; computed in float32.
+        where: [...] bool, True = counted; None counts every position.
+
+    Returns:
+        [...] float32, non-negative; 0 at excluded positions.
+
+    Raises:
+        ValueError: shapes differ or a dtype is wrong.
+
+    References:
+        Chowdhery et al., PaLM, https://arxiv.org/abs/2204.02311
+    """
+    check_logits("logits", logits)
+    check_where(where, logits.shape[:-1])
+    (neutral,) = neutral_where(where, logits)
+    return zero_where(where, jnp.square(jax.nn.logsumexp(neutral, axis=-1)))
 
 
 def _label_terms(logits, labels):

@@ -14,7 +14,8 @@ import numpy as np
 from jaxdistill import data, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import Chain, ChainStage, GivenTeacher, ResolvedTeacher
-from jaxdistill.config.schema import DataConfig, SourceConfig, StudentConfig
+from jaxdistill.config.data_schema import DataConfig, SourceConfig
+from jaxdistill.config.model_schema import StudentConfig
 from jaxdistill.errors import ConfigError, DataError, ModelError
 from jaxdistill.models.convert.safetensors_io import Checkpoint
 

@@ -36,7 +36,7 @@ from jaxdistill.train.step import TrainStep, make_train_step
 from jaxdistill.tree import tree_digest
 from jaxdistill.typing import Params
 
-SMALLER_IS_BETTER = ("loss", "kl")
+SMALLER_IS_BETTER = ("loss", "kl", "perplexity")
 
 
 @dataclass(frozen=True)

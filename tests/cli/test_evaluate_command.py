@@ -157,7 +157,7 @@ def test_a_configurations_split_is_read(jaxdistill, classifier, run_directory):
 
 def test_what_a_validation_set_left_out_means_is_what_a_run_holds_out(jaxdistill, classifier, tmp_path):
     from jaxdistill import data
-    from jaxdistill.config.schema import DataConfig, SourceConfig
+    from jaxdistill.config import DataConfig, SourceConfig
 
     texts = [f"{first} {second}" for first in WORDS[:6] for second in WORDS[6:10]]
     train = write_csv(tmp_path / "train.csv", ["positive", "negative"] * 12, texts)

@@ -20,7 +20,8 @@ from jaxdistill.config import (
     run_from_dict,
 )
 from jaxdistill.config.chain import Chain
-from jaxdistill.config.schema import CrossEntropyTerm, DivergenceTerm, RepeatConfig
+from jaxdistill.config.loss_schema import CrossEntropyTerm, DivergenceTerm
+from jaxdistill.config.schema import RepeatConfig
 from jaxdistill.config.teachers import run_order
 from jaxdistill.errors import ConfigError
 
@@ -267,7 +268,7 @@ def test_how_a_run_is_carried_out_may_change(path, value):
         (("data", "max_length"), 9, "data.max_length: null → 9"),
         (("data", "train"), {"path": "x.csv"}, 'data.train.path: null → "x.csv"'),
         (("stages", 1, "train", "epochs"), 2, "stages.student.train.epochs: 1.0 → 2.0"),
-        (("stages", 1, "checkpoint", "best"), "loss", 'stages.student.checkpoint.best: "accuracy" → "loss"'),
+        (("stages", 1, "checkpoint", "best"), "loss", 'stages.student.checkpoint.best: null → "loss"'),
         (("stages", 1, "evaluate", "every"), 3, "stages.student.evaluate.every: null → 3"),
         (("stages", 1, "teacher"), "teacher", 'stages.student.teacher: "previous" → "teacher"'),
         (("stages", 1, "repeat"), {"seeds": [1]}, 'stages.student.repeat: null → {"seeds": [1]}'),

@@ -12,7 +12,7 @@ from raw_runs import problems, run, stage
 
 from jaxdistill.config import run_from_dict, schema
 
-LOSS = "forward_kl, reverse_kl, soft_cross_entropy, jensen_shannon, total_variation, logit_mse"
+LOSS = "forward_kl, reverse_kl, soft_cross_entropy, jensen_shannon, total_variation, logit_mse, z_loss"
 
 
 def with_value(path: str, value: object) -> dict:
@@ -82,7 +82,7 @@ def with_value(path: str, value: object) -> dict:
         ("stages.1.repeat", {"seeds": [2**70]}, "stages.1.repeat.seeds.0: got 1180591620717411303424; expected an int"),
         ("stages.1.train.steps", 10**19, "stages.1.train.steps: got 10000000000000000000; expected an integer less"),
         ("data", [], "data: got an empty list; expected a mapping"),
-        ("data.text", "sentence", "data.text: got 'sentence'; expected a list, as in [sentence]"),
+        ("data.text", "sentence", "data.text: got 'sentence'; expected a list or a mapping (keys: prompt, completion)"),
         ("data.text", [], "data.text: got an empty list; expected at least 1 item(s)"),
         ("data.text", ["a", "b", "c"], "data.text: got ['a', 'b', 'c']; expected at most 2 item(s)"),
         ("data.label_names", [0, "x"], "data.label_names.0: got 0; expected text (in quotes: '0')"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdistill.config.schema import ASSET_SPLITS, DataConfig, SourceConfig
+from jaxdistill.config.data_schema import ASSET_SPLITS, DataConfig, SourceConfig
 from jaxdistill.data import assets, load_rows
 from jaxdistill.data.assets import Asset
 from jaxdistill.errors import DataError, ExternalError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxdistill.config.schema import AugmentConfig
+from jaxdistill.config.data_schema import AugmentConfig
 from jaxdistill.data import Rows, augment
 
 WORDS = [f"w{index}" for index in range(50)]

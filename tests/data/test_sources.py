@@ -11,7 +11,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from jaxdistill.config.schema import DataConfig, SourceConfig
+from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.data import encode_labels, load_rows
 from jaxdistill.errors import DataError, ExternalError
 

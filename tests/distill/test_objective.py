@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from jaxdistill.config.schema import (
+from jaxdistill.config.loss_schema import (
     CrossEntropyTerm,
     DivergenceTerm,
     JensenShannonTerm,

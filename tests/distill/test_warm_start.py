@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import models
-from jaxdistill.config.schema import WarmStartConfig
+from jaxdistill.config.model_schema import WarmStartConfig
 from jaxdistill.distill.warm_start import layer_indices, warm_start
 from jaxdistill.errors import ModelError
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from jaxdistill.config.schema import CrossEntropyTerm, DivergenceTerm, LogitMSETerm, ParallelConfig
+from jaxdistill.config.loss_schema import CrossEntropyTerm, DivergenceTerm, LogitMSETerm
+from jaxdistill.config.schema import ParallelConfig
 from jaxdistill.distill import OnlineTeacher, make_objective
 from jaxdistill.parallel import make_mesh
 from jaxdistill.train import init_state, make_train_step

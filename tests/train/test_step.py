@@ -11,7 +11,8 @@ import optax
 import pytest
 from toy_encoder import ToyEncoder, make_batch
 
-from jaxdistill.config.schema import CrossEntropyTerm, DivergenceTerm, ParallelConfig, TrainConfig
+from jaxdistill.config.loss_schema import CrossEntropyTerm, DivergenceTerm
+from jaxdistill.config.schema import ParallelConfig, TrainConfig
 from jaxdistill.distill import CachedTeacher, OnlineTeacher, make_objective
 from jaxdistill.errors import ConfigError
 from jaxdistill.parallel import make_mesh

@@ -1,0 +1,128 @@
+"""What may be written about data: frozen dataclasses, validated by pydantic."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from jaxdistill.config.numbers import STRICT, Fraction, Integer, NonNegative, Number, Positive
+
+SOURCES = ("train", "validation", "test")
+"""The splits of a `DataConfig`."""
+
+DATA_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
+"""Extensions of the files that rows are read from."""
+
+TEXT_FORMATS = (".txt", ".text")
+"""Extensions of plain text, which language models read besides."""
+
+ASSET_SPLITS = {"minilm-l6": (), "sentiment": SOURCES}
+"""Named assets, and the splits of those that are data sets; a model has none."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where rows come from: exactly one of a local file, a hub data set or a named asset.
+
+    path: csv, tsv, json, jsonl, parquet or arrow file. hub: hub id, with `config` (subset) and `split`.
+    asset: name from `jaxdistill fetch`, with `split`. limit: read only the first so many rows.
+    """
+
+    __pydantic_config__ = STRICT
+    path: str | None = None
+    hub: str | None = None
+    asset: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    limit: Positive | None = None
+
+
+@dataclass(frozen=True)
+class UnlabelledConfig(SourceConfig):
+    """More text for the teachers to label: a source of which only the text is read.
+
+    text: its text columns, as many as `data.text` has (default: those). vocabulary: true, instead of a path, a hub id
+    or an asset: every whole word that the student's tokenizer knows, one a row.
+    """
+
+    __pydantic_config__ = STRICT
+    text: tuple[str, ...] | None = None
+    vocabulary: bool = False
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Variants of the training text for the teachers to label (arXiv:1903.12136, arXiv:1909.10351).
+
+    copies: variants of each row. mask, replace: probability that a word becomes the mask token, or another word of the
+    training text. ngram: probability that only one to five consecutive words are kept.
+    """
+
+    __pydantic_config__ = STRICT
+    copies: Positive = 1
+    mask: Fraction = 0.05
+    replace: Fraction = 0.1
+    ngram: Annotated[Number, Field(ge=0, le=1)] = 0.25
+    seed: NonNegative = 0
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Columns of prompt and completion: a language model reads both, and its loss is taken on completions alone."""
+
+    __pydantic_config__ = STRICT
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Data of a run or, written in a stage, of that stage (only the keys written there differ).
+
+    task: what the models do; keys that only another task reads are errors.
+    text: one column, or two for a pair; causal_lm: one column, or {prompt: …, completion: …}.
+    max_length: sequences are cut to so many tokens; left out, the models' own positions are the limit and a longer
+    sequence is an error unless `truncate` is true. label_names: names of the labels in the order of their integers
+    (default: the teacher's, or the values found).
+    unlabelled: text without labels that stages with a teacher train on besides `train` (distillation terms count it,
+    label terms do not); a text that is also in validation or test is left out.
+    augment: variants of the training text, likewise without labels.
+    validation_share: share of train carved off by hash when `validation` is left out.
+    shuffle_window: batches whose examples are grouped by length together (`bucketed`).
+    on_bad_row: `error`, or `skip` (counted and reported).
+
+    For causal_lm, `max_length` is the length of every sequence (left out: what all models have positions for).
+    packing: `concat` joins documents and cuts the stream into sequences, `first_fit` packs whole documents (a longer
+    one is cut), `none` gives each sequence one document. sample_by: what a document is in a text file. streaming: read
+    in file order without random access (a hub data set is not downloaded first), shuffled in a window of
+    `shuffle_window` documents. repeat: start again when the documents are used up; with false, too few for `steps` is
+    an error. workers: processes that tokenise (0: threads of this one).
+    """
+
+    __pydantic_config__ = STRICT
+    task: Literal["classification", "causal_lm"] = "classification"
+    train: SourceConfig | None = None
+    validation: SourceConfig | None = None
+    test: SourceConfig | None = None
+    unlabelled: tuple[UnlabelledConfig, ...] = ()
+    augment: AugmentConfig | None = None
+    text: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] | PromptConfig = ("text",)
+    label: str = "label"
+    label_names: tuple[str, ...] | None = None
+    max_length: Annotated[Integer, Field(ge=3)] | None = None
+    truncate: bool | None = None
+    batching: Literal["padded", "bucketed"] = "bucketed"
+    shuffle_window: Positive = 64
+    validation_share: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    on_bad_row: Literal["error", "skip"] = "error"
+    packing: Literal["concat", "first_fit", "none"] = "concat"
+    sample_by: Literal["line", "paragraph", "document"] = "paragraph"
+    streaming: bool = False
+    repeat: bool = True
+    workers: NonNegative = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of text: as many as there are, prompt before completion."""
+        return (self.text.prompt, self.text.completion) if isinstance(self.text, PromptConfig) else self.text

@@ -1,0 +1,25 @@
+"""The numbers a configuration holds, and the strictness with which pydantic reads it."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _not_a_bool(value: Any) -> Any:
+    """Python's True is the integer 1, so pydantic would read `steps: true` as one step."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_a_bool", "Input should be a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_not_a_bool)]
+Number = Annotated[float, BeforeValidator(_not_a_bool)]
+Positive = Annotated[Integer, Field(gt=0, lt=2**31)]  # counts and sizes are int32 on the device
+NonNegative = Annotated[Integer, Field(ge=0)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what every random generator takes
+PositiveFloat = Annotated[Number, Field(gt=0)]
+NonNegativeFloat = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
