@@ -1,0 +1,171 @@
+"""Terms of a language model computed together from last hidden states: no array of tokens × vocabulary exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxdistill import losses
+from jaxdistill.distill.terms import CrossEntropy, LogitDivergence, Term, ZLoss, learned
+from jaxdistill.typing import Array, Batch, Scalar, Signals
+
+FUSABLE = ("forward_kl", "reverse_kl", "jensen_shannon")
+"""Divergences that `losses.fused_linear_distillation` knows."""
+
+BATCH_AXES = ("data", "fsdp")
+_VOCABULARY_AXIS = "tensor"
+
+
+def unfusable(terms: Sequence[Term]) -> str | None:
+    """Why these terms cannot be computed together from hidden states; None if they can."""
+    kinds = [type(term) for term in terms]
+    for kind, what in ((LogitDivergence, "divergence"), (CrossEntropy, "cross-entropy"), (ZLoss, "z-loss")):
+        if kinds.count(kind) > 1:
+            return f"the loss has more than one {what}"
+    for term in terms:
+        match term:
+            case LogitDivergence() if term.divergence not in FUSABLE:
+                return f"{term.name} is none of {', '.join(FUSABLE)}"
+            case CrossEntropy() if term.label_smoothing:
+                return "cross_entropy has label smoothing"
+            case LogitDivergence() | CrossEntropy() | ZLoss():
+                continue
+            case _:
+                return f"{term.name} is none of {', '.join(FUSABLE)}, cross_entropy, z_loss"
+    return None
+
+
+@dataclass(frozen=True)
+class FusedTerms:
+    """At most one divergence, cross-entropy and z-loss each, as one pass over chunks of tokens.
+
+    vocab_size: columns of the heads beyond it are padding (None: none is).
+    """
+
+    terms: tuple[Term, ...]
+    vocab_size: int | None = None
+
+    @property
+    def student_outputs(self) -> tuple[str, ...]:
+        """The input and kernel of the student's head."""
+        return ("head",)
+
+    @property
+    def teacher_outputs(self) -> tuple[str, ...]:
+        """Those of every teacher's, if there is a divergence."""
+        return ("head",) if self._find(LogitDivergence) else ()
+
+    def __call__(
+        self,
+        student: Signals,
+        teachers: Sequence[Signals],
+        batch: Batch,
+        *,
+        counts: Mapping[str, Scalar],
+        mesh: Mesh | None = None,
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """The weighted loss, and every term's unweighted sum without gradient.
+
+        Args:
+          student, teachers: signals with `head`: input [B, S, D], kernel [D, V].
+          batch: labels [B, S].
+          counts: of each term over the whole batch, by which its sum is divided.
+          mesh: devices the batch (and the vocabulary, over `tensor`) is spread over; None: everything is here.
+
+        Returns:
+          (loss float32 [], {term's name: sum float32 []}).
+        """
+        divergence = self._find(LogitDivergence)
+        arrays = {
+            "student": _head(student),
+            "teachers": [_head(signals) for signals in teachers] if divergence else [],
+            "labels": batch["labels"],
+            "where": learned(batch),
+            "weights": {term.name: term.weight / _at_least_one(counts[term.name]) for term in self.terms},
+        }
+        if mesh is None or mesh.size == 1:
+            return self._sums(arrays, axis_name=None)
+        return self._sharded(arrays, mesh)
+
+    def _sharded(self, arrays: dict[str, Any], mesh: Mesh) -> tuple[Scalar, dict[str, Scalar]]:
+        """Each device takes its own tokens and, if they can be divided, its own part of the vocabulary."""
+        kernels = [head["kernel"] for head in (arrays["student"], *arrays["teachers"])]
+        devices = mesh.shape[_VOCABULARY_AXIS]
+        divided = devices > 1 and all(kernel.shape[1] % devices == 0 for kernel in kernels)
+        divided = divided and len({kernel.shape[1] for kernel in kernels}) == 1
+        axis = _VOCABULARY_AXIS if divided else None
+        rows, heads = (
+            PartitionSpec(BATCH_AXES),
+            {"input": PartitionSpec(BATCH_AXES), "kernel": PartitionSpec(None, axis)},
+        )
+        specs = {
+            "student": heads,
+            "teachers": [heads] * len(arrays["teachers"]),
+            "labels": rows,
+            "where": rows,
+            "weights": jax.tree.map(lambda _: PartitionSpec(), arrays["weights"]),
+        }
+
+        def local(arrays: dict[str, Any]) -> Any:
+            return jax.lax.psum(self._sums(arrays, axis_name=axis), BATCH_AXES)
+
+        return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec())(arrays)
+
+    def _sums(self, arrays: dict[str, Any], *, axis_name: str | None) -> tuple[Scalar, dict[str, Scalar]]:
+        names = {kind: term.name for kind in (LogitDivergence, CrossEntropy, ZLoss) if (term := self._find(kind))}
+        weight = {kind: arrays["weights"][name] for kind, name in names.items()}
+        divergence = self._find(LogitDivergence)
+        options: dict[str, Any] = {"temperature": 1.0}
+        if divergence is not None:
+            options = {
+                "temperature": divergence.temperature,
+                "divergence": divergence.divergence,
+                "teacher_weights": divergence.teacher_weights,
+            }
+            if divergence.beta is not None:
+                options["beta"] = divergence.beta
+        loss, sums = losses.fused_linear_distillation(
+            *_flat(arrays["student"]),
+            [_flat(head)[0] for head in arrays["teachers"]] or None,
+            [_flat(head)[1] for head in arrays["teachers"]] or None,
+            arrays["labels"].reshape(-1),
+            kd_weight=weight.get(LogitDivergence, 0.0),
+            ce_weight=weight.get(CrossEntropy, 0.0),
+            z_weight=weight.get(ZLoss, 0.0),
+            vocab_size=self.vocab_size,
+            where=arrays["where"].reshape(-1),
+            axis_name=axis_name,
+            **options,
+        )
+        short = {LogitDivergence: "kd", CrossEntropy: "ce", ZLoss: "z"}
+        return loss, {name: sums[short[kind]] for kind, name in names.items()}
+
+    def _find(self, kind: Any) -> Any:
+        return next((term for term in self.terms if isinstance(term, kind)), None)
+
+
+def _at_least_one(count: Scalar) -> Scalar:
+    return jnp.maximum(count, 1).astype(jnp.float32)
+
+
+def _head(signals: Signals) -> dict[str, Array]:
+    """A head without bias: the bias becomes one more row of the kernel, and a channel of ones."""
+    head: dict[str, Array] = dict(signals["head"])
+    bias = head.pop("bias", None)
+    if bias is None:
+        return head
+    ones = jnp.ones((*head["input"].shape[:-1], 1), head["input"].dtype)
+    return {
+        "input": jnp.concatenate([head["input"], ones], axis=-1),
+        "kernel": jnp.concatenate([head["kernel"], bias[None].astype(head["kernel"].dtype)], axis=0),
+    }
+
+
+def _flat(head: dict[str, Array]) -> tuple[Array, Array]:
+    """[B, S, D] as [B·S, D], and the kernel."""
+    return head["input"].reshape(-1, head["input"].shape[-1]), head["kernel"]
