@@ -11,7 +11,7 @@ from jaxdistill.config.files import unusable_directory
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
 from jaxdistill.config.schema import PREVIOUS, Run, StageConfig, TrainConfig
-from jaxdistill.config.shapes import position_problems, student_problems, warm_start_problems
+from jaxdistill.config.shapes import position_problems, student_problems, teacher_problems, warm_start_problems
 from jaxdistill.config.teachers import StageTeachers, resolve_teachers, run_order
 
 
@@ -24,7 +24,8 @@ def contradictions(run: Run) -> list[Problem]:
     for index, (stage, own) in enumerate(zip(run.stages, teachers, strict=True)):
         path: KeyPath = ("stages", index)
         data = stage_data(run, stage)
-        problems += student_problems(stage.student, (*path, "student"))
+        problems += student_problems(stage.student, run.data.task, (*path, "student"))
+        problems += teacher_problems(run, own, path)
         problems += position_problems(run, stage, data, own, path)
         problems += warm_start_problems(run, stage, own, path)
         problems += _train_problems(stage.train, (*path, "train"))

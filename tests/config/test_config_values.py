@@ -104,7 +104,7 @@ def with_value(path: str, value: object) -> dict:
         ),
         ("stages.1.name", "a b", "stages.1.name: got 'a b'; expected letters, digits, '_' and '-', beginning with"),
         ("stages.1.checkpoint.best", "acc", "did you mean 'accuracy'?"),
-        ("stages.1.student.architecture", "brt", "expected 'bert', 'bert_hash' or 'distilbert'; did you mean 'bert'?"),
+        ("stages.1.student.architecture", "brt", "'qwen2' or 'qwen3'; did you mean 'bert'?"),
         ("stages.1.train", 3, "stages.1.train: got 3; expected a mapping"),
         ("stages.1", "student", "stages.1: got 'student'; expected a mapping"),
         ("stages", {}, "stages: got an empty mapping; expected a list"),
