@@ -59,7 +59,8 @@ def student_fields(student: StudentConfig) -> dict[str, Any]:
     fields = {name: getattr(student, name) for name in (*SHAPE_FIELDS, *DROPOUTS)}
     given = {name: value for name, value in fields.items() if value is not None}
     if student.architecture in _QWEN and student.sliding_window is not None:
-        given["use_sliding_window"] = True  # Hugging Face's Qwen has a window and a switch for it
+        given["use_sliding_window"] = True  # Hugging Face's Qwen has a window, a switch for it, and begins at layer 28
+        given.setdefault("max_window_layers", 0)
     return {"model_type": student.architecture, **given}
 
 

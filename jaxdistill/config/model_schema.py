@@ -45,24 +45,27 @@ class DeriveConfig:
 
     parameters: how many the student should have, embeddings included. rungs: with more than one, the student goes
     only the first of so many equal steps (of the logarithm) from its teacher's size down to `parameters`; a ladder
-    writes it.
+    writes it. key_heads_multiple_of: so that a tensor axis of that many devices divides the heads.
     """
 
     __pydantic_config__ = STRICT
     parameters: PositiveFloat
     rungs: Positive = 1
+    key_heads_multiple_of: Positive = 1
 
 
 @dataclass(frozen=True)
 class LadderConfig:
     """Make the stage several: each student the next one's teacher, sizes falling by one factor down to `to`.
 
-    to: parameters of the last student. stages: how many. The stages are called NAME-1, NAME-2, …, NAME.
+    to: parameters of the last student. stages: how many. key_heads_multiple_of: as for `derive`. The stages are called
+    NAME-1, NAME-2, …, NAME.
     """
 
     __pydantic_config__ = STRICT
     to: PositiveFloat
     stages: Annotated[Integer, Field(ge=1, le=100)]
+    key_heads_multiple_of: Positive = 1
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from jaxdistill.models.classes import class_order, reorder_classes
 from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
+from jaxdistill.models.derive import decoder_parameters, derive_config, readable, resolve_derived, student_config
 from jaxdistill.models.hub import resolve
 from jaxdistill.models.llama_config import LlamaConfig, RopeConfig
 from jaxdistill.models.outputs import OUTPUTS
@@ -24,16 +25,21 @@ __all__ = [
     "build",
     "class_order",
     "config_from_hf",
+    "decoder_parameters",
+    "derive_config",
     "from_pretrained",
     "parameter_bytes",
     "parameter_count",
     "parameter_shapes",
     "positions",
+    "readable",
     "reorder_classes",
     "resolve",
+    "resolve_derived",
     "save_pretrained",
     "select_layers",
     "stack_layers",
+    "student_config",
     "svd_factorise",
     "unstack_layers",
 ]
