@@ -57,6 +57,10 @@ class Tokenizer:
         """Writes the tokenizer's files as `transformers` loads them."""
         self._wrapped.save_pretrained(str(directory))
 
+    def tokens(self) -> dict[int, str]:
+        """Every token by its id."""
+        return {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}
+
     def words(self) -> list[str]:
         """The whole words of the vocabulary: letters alone, at least two, and one token when written alone; sorted."""
         texts = {self._backend.decode([index]).strip() for index in range(self.max_id + 1)}
@@ -152,6 +156,25 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, model: str) -> No
             f"tokenizer {tokenizer.name} has ids up to {tokenizer.max_id}, but the embedding of {model} has only "
             f"{vocab_size} rows; use the model's own tokenizer, or a model with vocab_size >= {tokenizer.max_id + 1}"
         )
+
+
+def check_same_tokens(one: Tokenizer, other: Tokenizer) -> None:
+    """Refuses two tokenizers whose ids mean different tokens: equal sizes are not equal vocabularies.
+
+    Raises:
+      ModelError: naming the first id that differs.
+    """
+    mine, theirs = one.tokens(), other.tokens()
+    for index in range(max(one.max_id, other.max_id) + 1):
+        if mine.get(index) != theirs.get(index):
+            raise ModelError(
+                f"tokenizers {one.name} and {other.name} differ: token {index} is {_token(mine, index)} in the first "
+                f"and {_token(theirs, index)} in the second; a language model and its teachers need the same tokens"
+            )
+
+
+def _token(tokens: dict[int, str], index: int) -> str:
+    return repr(tokens[index]) if index in tokens else "none"
 
 
 @dataclass(frozen=True)

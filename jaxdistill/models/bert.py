@@ -141,7 +141,7 @@ class MaskedLMNetwork(nnx.Module):
             x = self.transform_norm(activation(name)(self.transform(hidden)))
             bias = self.decoder_bias[...]
             if "logits" in request.names:
-                signals["logits"] = self.embeddings.decode(x) + bias.reshape(1, 1, -1)
+                signals["logits"] = self.embeddings.decode(x) + bias.astype(jnp.float32).reshape(1, 1, -1)
             if "head" in request.names:
                 signals["head"] = {"input": x, "kernel": self.embeddings.decoder_kernel(), "bias": bias}
         return signals

@@ -62,7 +62,8 @@ class LayerNorm(nnx.Module):
         """(x − mean) / √(variance + eps) · scale + bias."""
         shape = (1,) * (x.ndim - 1) + (-1,)
         normed = _standardise(x.astype(jnp.float32), self.eps)
-        return (normed * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(self.dtype)
+        scale, bias = (leaf[...].astype(jnp.float32).reshape(shape) for leaf in (self.scale, self.bias))
+        return (normed * scale + bias).astype(self.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -8,7 +8,7 @@ from rich.table import Table
 from jaxdistill.config import describe
 from jaxdistill.config.chain import Chain
 from jaxdistill.models import EncoderConfig
-from jaxdistill.stages.prepare import Survey
+from jaxdistill.stages.loading import Survey
 
 
 def print_chain(chain: Chain, surveys: tuple[Survey, ...], console: Console) -> None:

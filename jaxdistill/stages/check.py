@@ -9,13 +9,13 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill import data
 from jaxdistill.config import build_chain
 from jaxdistill.config.schema import Run
 from jaxdistill.parallel import make_mesh
 from jaxdistill.stages.chain_table import print_chain
-from jaxdistill.stages.prepare import Preparation, Survey
-from jaxdistill.train.loop import Job, make_step
+from jaxdistill.stages.loading import Survey
+from jaxdistill.stages.prepare import Preparation
+from jaxdistill.train.loop import make_step
 from jaxdistill.train.state import init_state
 
 
@@ -57,11 +57,11 @@ def check(run: Run, *, console: Console | None = None) -> dict[str, Any]:
 
 def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
     """One step on the stage's longest batch."""
-    job = preparation.job(survey)
+    job = preparation.task.job(survey)
     step, optimizer, _ = make_step(job, make_mesh(job.parallel))
     state = step.put_state(init_state(job.initial_params(), optimizer, jax.random.key(job.seed), step.mesh))
     teacher_params = step.put_params(job.teacher_params)
-    batch = step.put_batch(_longest_batch(job))
+    batch = step.put_batch(job.feed.longest(job.config.train.batch_size))
     begin = time.perf_counter()
     compiled = step.lower(state, teacher_params, batch).compile()
     seconds = time.perf_counter() - begin
@@ -84,8 +84,3 @@ def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
             - memory.alias_size_in_bytes,
         },
     }
-
-
-def _longest_batch(job: Job) -> dict[str, Any]:
-    """The batch that needs the most memory: evaluation order begins with the longest."""
-    return data.eval_batches(job.train, batch_size=job.config.train.batch_size, lengths=job.lengths)[0]

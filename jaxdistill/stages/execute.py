@@ -18,12 +18,10 @@ from jaxdistill.run_directory import read_record
 from jaxdistill.stages.chain_table import print_chain, shape_of
 from jaxdistill.stages.directory import locked, reopen_if_damaged, settle_config, write_record
 from jaxdistill.stages.inputs import given_reference
-from jaxdistill.stages.prepare import LoadedTeacher, Preparation, Survey
+from jaxdistill.stages.loading import LoadedTeacher, Survey
+from jaxdistill.stages.prepare import Preparation
 from jaxdistill.stages.summary import Summary
-from jaxdistill.train.evaluate import evaluate_logits
 from jaxdistill.train.loop import train_stage
-
-EVALUATED = ("validation", "test")
 
 
 def execute(run: Run, *, console: Console | None = None) -> Summary:
@@ -77,7 +75,7 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
 def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> dict[str, Any]:
     """Train one stage, evaluate what it hands on, export it, and record it as finished."""
     stage = survey.stage
-    job = preparation.job(survey)
+    job = preparation.task.job(survey)
     trained = train_stage(job, console)
     loaded = LoadedTeacher(stage.key, survey.student, trained.params, trained.identity)
     row = {
@@ -87,7 +85,7 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
         "teacher": [teacher.label for teacher in stage.teachers] or None,
         "given": False,
         **_model_facts(survey.student, trained.params),
-        "eval": _evaluate(preparation, survey, loaded, index=0, taught=True),
+        "eval": preparation.task.evaluate(survey, loaded, index=0, taught=True),
         "train": trained.measured,
     }
     models.save_pretrained(survey.student, trained.params, stage.directory / "student", tokenizer=survey.tokenizers[0])
@@ -99,7 +97,7 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
 def _given_row(preparation: Preparation, reference: ResolvedTeacher) -> dict[str, Any]:
     """Evaluate a teacher that no stage trained, on the data of the first stage that learns from it."""
     survey, index = preparation.first_use(reference)
-    teacher = preparation.teacher(reference, survey.labelled)
+    teacher = preparation.task.teacher(reference, survey)
     return {
         "name": teacher.name,
         "key": teacher.name,
@@ -107,7 +105,7 @@ def _given_row(preparation: Preparation, reference: ResolvedTeacher) -> dict[str
         "teacher": None,
         "given": True,
         **_model_facts(teacher.model, teacher.params),
-        "eval": _evaluate(preparation, survey, teacher, index=index, taught=False),
+        "eval": preparation.task.evaluate(survey, teacher, index=index, taught=False),
         "train": None,
     }
 
@@ -118,19 +116,3 @@ def _model_facts(model: models.Model, params: Any) -> dict[str, Any]:
         "parameters": models.parameter_count(params),
         "bytes": models.parameter_bytes(params),
     }
-
-
-def _evaluate(
-    preparation: Preparation, survey: Survey, model: LoadedTeacher, *, index: int, taught: bool
-) -> dict[str, dict[str, float]]:
-    """Metrics of a model on the validation and test sets of a stage."""
-    results = {}
-    for split in EVALUATED:
-        dataset = preparation.dataset(survey, split)
-        if dataset is None:
-            continue
-        batch_size = survey.stage.config.evaluate.batch_size
-        logits = preparation.logits(model, dataset, index=index, batch_size=batch_size)
-        teachers_logits = preparation.mixture(survey, dataset) if taught else None
-        results[split] = evaluate_logits(logits, teachers_logits, dataset.labels)
-    return results

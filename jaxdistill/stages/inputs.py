@@ -50,9 +50,19 @@ class Inputs:
         """Local directory of a given model, downloaded or fetched if it must be."""
         return _directory(reference.pretrained, reference.asset, reference.revision)
 
-    def model_config(self, reference: ResolvedTeacher | StudentConfig) -> models.EncoderConfig:
-        """Architecture of a given model, from its config.json; that its weights are there is seen at the same time."""
-        return _model_config(self.directory(reference))
+    def model_config(self, reference: ResolvedTeacher | StudentConfig) -> Any:
+        """Architecture of a given model, from its config.json; that its weights are there is seen at the same time.
+
+        Raises:
+            ModelError: an encoder where the task needs a decoder, or the other way round.
+        """
+        directory, task = self.directory(reference), self.chain.run.data.task
+        config = _model_config(directory)
+        decoder = isinstance(config, models.LlamaConfig)
+        if decoder != (task == "causal_lm"):
+            kinds = ("decoder", "encoder") if decoder else ("encoder", "decoder")
+            raise ModelError(f"{directory}: is a {config.model_type}, {_an(kinds[0])}; {task} needs {_an(kinds[1])}")
+        return config
 
     def classes(self, student: StudentConfig) -> int | None:
         """Classes of a pretrained student's classifier; None if it brings none."""
@@ -264,12 +274,13 @@ def _directory(pretrained: str | None, asset: str | None, revision: str | None) 
 
 
 @functools.cache
-def _model_config(directory: Path) -> models.EncoderConfig:
+def _model_config(directory: Path) -> Any:
     Checkpoint(directory).close()
-    config = models.config_from_hf(directory)
-    if not isinstance(config, models.EncoderConfig):
-        raise ModelError(f"{directory}: is a {config.model_type}, a decoder; stages take encoders only")
-    return config
+    return models.config_from_hf(directory)
+
+
+def _an(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 @functools.cache

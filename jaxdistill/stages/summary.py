@@ -45,9 +45,15 @@ class Summary:
 
 
 def _retention(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
-    """Accuracy as a share of the first teacher's, for each evaluated split."""
-    return {
-        split: values["accuracy"] / first["eval"][split]["accuracy"]
-        for split, values in row["eval"].items()
-        if first["eval"].get(split, {}).get("accuracy")
-    }
+    """What is left of the first teacher, for each split evaluated of both: accuracy as a share of its accuracy, or its
+    perplexity as a share of perplexity.
+    """
+    found = {}
+    for split, ours in row["eval"].items():
+        theirs = first["eval"].get(split, {})
+        if "perplexity" in ours:
+            if ours["perplexity"] and theirs.get("perplexity"):
+                found[split] = theirs["perplexity"] / ours["perplexity"]
+        elif theirs.get("accuracy"):
+            found[split] = ours["accuracy"] / theirs["accuracy"]
+    return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -17,34 +17,48 @@ import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxdistill import data, parallel
+from jaxdistill import parallel
 from jaxdistill.config.schema import LoggingConfig, ParallelConfig, StageConfig, TrainConfig
 from jaxdistill.distill.objective import Objective
 from jaxdistill.distill.teacher import Teacher
-from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.errors import DivergedError, Interrupted
 from jaxdistill.models import Model
 from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, load_params
-from jaxdistill.train.cost import compile_steps
-from jaxdistill.train.evaluate import evaluate_logits
 from jaxdistill.train.metrics import MetricsWriter, fetch
 from jaxdistill.train.optimizer import build_optimizer
 from jaxdistill.train.progress import StageProgress
 from jaxdistill.train.state import init_state
 from jaxdistill.train.step import TrainStep, make_train_step
 from jaxdistill.tree import tree_digest
-from jaxdistill.typing import Params
+from jaxdistill.typing import Batch, Params
 
 SMALLER_IS_BETTER = ("loss", "kl", "perplexity")
+
+
+class Feed(Protocol):
+    """What a stage trains on: batches in an order that a seed decides."""
+
+    def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
+        """The batches of the whole stage; `get_state()` and `set_state()` continue exactly where another one stood."""
+        ...
+
+    def longest(self, batch_size: int) -> Batch:
+        """A batch that needs as much memory as any."""
+        ...
+
+    def sizes(self, batch: Batch) -> tuple[int, int]:
+        """How many examples and how many real tokens a batch on the host holds."""
+        ...
 
 
 @dataclass(frozen=True)
 class Job:
     """One stage with everything it reads resolved and nothing compiled yet.
 
-    `initial_params` is called once, and only if there is no checkpoint to continue from. `validation_logits` are the
-    teachers' (averaged, temperature 1) logits `[N, C]` on the validation set, or None without a teacher.
+    `initial_params` is called once, and only if there is no checkpoint to continue from. `validate` measures the
+    student by its parameters and its teachers', both placed as the step wants them. `steps_per_epoch`: None if nobody
+    knows.
     """
 
     title: str
@@ -56,33 +70,14 @@ class Job:
     teachers: tuple[Teacher, ...]
     teacher_params: tuple[Params, ...]
     objective: Objective
-    train: data.TokenizedDataset
-    validation: data.TokenizedDataset
-    validation_logits: np.ndarray | None
-    batching: Literal["padded", "bucketed"]
-    shuffle_window: int
+    feed: Feed
+    total_steps: int
+    steps_per_epoch: int | None
+    validate: Callable[[Params, Sequence[Params]], dict[str, float]]
     parallel: ParallelConfig
     logging: LoggingConfig
     run_name: str
     fingerprints: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole stage."""
-        train = self.config.train
-        return data.total_steps(len(self.train), train.batch_size, epochs=train.epochs, steps=train.steps)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every training row is seen once."""
-        return data.steps_per_epoch(len(self.train), self.config.train.batch_size)
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """The static lengths that training batches are padded to: as many as pay for their compilation."""
-        tokens = self.config.train.batch_size * float(self.train.lengths.mean())
-        price = compile_steps(self.student, self.teachers, tokens=tokens)
-        return data.bucket_lengths(self.train, steps=self.total_steps, compile_steps=price)
 
 
 @dataclass(frozen=True)
@@ -167,7 +162,7 @@ class _Loop:
         train, checkpoint = job.config.train, job.config.checkpoint
         self.job = job
         self.total = job.total_steps
-        self.evaluate_every = job.config.evaluate.every or job.steps_per_epoch
+        self.evaluate_every = job.config.evaluate.every or job.steps_per_epoch or self.total
         self.save_every = checkpoint.every or self.evaluate_every
         self.metric = None if checkpoint.best == "last" else checkpoint.best
         best_mode = None if self.metric is None else ("min" if self.metric in SMALLER_IS_BETTER else "max")
@@ -175,15 +170,7 @@ class _Loop:
         self.tally = _Tally()
         self.mesh = parallel.make_mesh(job.parallel)
         self.step, optimizer, self.schedule = make_step(job, self.mesh)
-        self.iterator = data.train_iterator(
-            job.train,
-            batch_size=train.batch_size,
-            seed=job.seed,
-            batching=job.batching,
-            shuffle_window=job.shuffle_window,
-            steps=self.total,
-            lengths=job.lengths,
-        )
+        self.iterator = job.feed.iterator(batch_size=train.batch_size, seed=job.seed, steps=self.total)
         self.checkpoints = Checkpoints(
             job.directory / "checkpoints", keep=checkpoint.keep, best_mode=best_mode, fingerprints=job.fingerprints
         )
@@ -248,8 +235,9 @@ class _Loop:
 
     def _advance(self) -> dict[str, Any]:
         batch = next(self.iterator)
-        self.tally.examples += int((batch["example_id"] >= 0).sum())
-        self.tally.tokens += int(batch["attention_mask"].sum())
+        examples, tokens = self.job.feed.sizes(batch)
+        self.tally.examples += examples
+        self.tally.tokens += tokens
         traces, begin = self.step.trace_count, time.perf_counter()
         self.state, metrics = self.step(self.state, self.teacher_params, self.step.put_batch(batch))
         if self.step.trace_count != traces:
@@ -286,11 +274,7 @@ class _Loop:
 
     def _evaluate(self) -> bool:
         """Evaluate on validation; true if this is the best so far by the stage's metric."""
-        batch_size = parallel.whole_batches(self.job.config.evaluate.batch_size, self.mesh)
-        params = self.step.get_state(self.state).params
-        batches = data.eval_batches(self.job.validation, batch_size=batch_size)
-        logits = compute_logits(self.job.student, params, batches, len(self.job.validation), self.mesh)
-        values = evaluate_logits(logits, self.job.validation_logits, self.job.validation.labels)
+        values = self.job.validate(self.step.get_state(self.state).params, self.teacher_params)
         self.writer.write(self.done, "validation", values)
         self.progress.note(
             f"{self.job.title}: step {self.done}, validation " + ", ".join(f"{k} {v:.4f}" for k, v in values.items())

@@ -18,8 +18,8 @@ from jaxdistill.stages.prepare import Preparation
 
 def problem(directory: Path, raw: dict[str, Any]) -> str:
     """What the survey of a configuration says is wrong."""
-    chain = build_chain(load_run(write_config(directory / "chain.yaml", raw)))
     with pytest.raises(JaxdistillError) as error:
+        chain = build_chain(load_run(write_config(directory / "chain.yaml", raw)))
         Preparation(chain, Console(quiet=True)).survey()
     return str(error.value)
 
@@ -56,4 +56,4 @@ def test_a_decoder_is_no_student_of_these_stages(material: Path, tmp_path: Path)
     models.save_pretrained(model, model.init(jax.random.key(0)), tmp_path / "llama")
     raw = chain_config(material, tmp_path / "run")
     raw["stages"][-1]["student"] = {"pretrained": str(tmp_path / "llama")}
-    assert "llama: is a llama, a decoder; stages take encoders only" in problem(tmp_path, raw)
+    assert "llama is a decoder, and data.task classification needs an encoder" in problem(tmp_path, raw)

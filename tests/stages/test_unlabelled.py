@@ -32,16 +32,16 @@ def test_stages_with_a_teacher_train_on_it_and_the_others_do_not(config: Path) -
     preparation = Preparation(build_chain(load_run(config, [])), Console(quiet=True), untrained=True)
     surveys = {survey.stage.key: survey for survey in preparation.survey()}
     words = len([*GOOD, *BAD, *PLAIN]) - 1  # "a" is a letter
-    sizes = {key: len(preparation.dataset(survey, "train") or ()) for key, survey in surveys.items()}
+    sizes = {key: len(preparation.task.dataset(survey, "train") or ()) for key, survey in surveys.items()}
     assert sizes == {"teacher": 160, "assistant": 160 + len(GOOD) + words, "scratch": 160}
-    train = preparation.dataset(surveys["assistant"], "train")
+    train = preparation.task.dataset(surveys["assistant"], "train")
     assert train is not None
     assert (train.labels[:160] >= 0).all()
     assert (train.labels[160:] == -100).all()
     assert len(train.encodings[0]) == len(train.lengths) == len(train)
     assert (np.diff(train.encodings[0].offsets)[-words:] == 3).all()
     for split in ("validation", "test"):
-        dataset = preparation.dataset(surveys["assistant"], split)
+        dataset = preparation.task.dataset(surveys["assistant"], split)
         assert dataset is not None
         assert len(dataset) == 48
 
@@ -62,7 +62,7 @@ def test_variants_of_the_training_text_are_taught_without_labels(material: Path,
     preparation = Preparation(chain, Console(quiet=True), untrained=True)
     sizes = {}
     for survey in preparation.survey():
-        dataset = preparation.dataset(survey, "train")
+        dataset = preparation.task.dataset(survey, "train")
         assert dataset is not None
         sizes[survey.stage.key] = [int((dataset.labels >= 0).sum()), len(dataset)]
     assert sizes["teacher"] == sizes["scratch"] == [160, 160]

@@ -1,0 +1,254 @@
+"""Causal language modelling as a chain's task: text in packed sequences, one vocabulary, measured token by token."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from jaxdistill import data, models
+from jaxdistill.config import fingerprint
+from jaxdistill.config.chain import ChainStage, ResolvedTeacher
+from jaxdistill.config.families import student_fields
+from jaxdistill.data import text
+from jaxdistill.distill.objective import make_objective
+from jaxdistill.distill.teacher import OnlineTeacher
+from jaxdistill.distill.warm_start import check_warm_start
+from jaxdistill.errors import ConfigError, ModelError
+from jaxdistill.parallel import make_mesh, replicate, whole_batches
+from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
+from jaxdistill.train.checkpoint import file_digest
+from jaxdistill.train.evaluate_text import evaluate_text
+from jaxdistill.train.loop import Job
+from jaxdistill.typing import Batch, Params
+
+_DENSE_BYTES = 2**24
+"""Of the float32 logits of a micro-batch on one device: below it, the passes a fused loss saves do not pay."""
+
+
+@dataclass(frozen=True)
+class TextSurvey(Survey):
+    """A stage with its text; `vocab_size`: the tokens that all its models know, if some have padding beyond."""
+
+    vocab_size: int | None
+    splits: dict[str, text.TextSplit] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class TextFeed:
+    """Packed sequences of one split."""
+
+    split: text.TextSplit
+
+    def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
+        """Grain's, over the whole stage."""
+        return self.split.train_iterator(batch_size=batch_size, seed=seed, steps=steps)
+
+    def longest(self, batch_size: int) -> Batch:
+        """All batches have one shape."""
+        return next(iter(self.iterator(batch_size=batch_size, seed=0, steps=1)))
+
+    def sizes(self, batch: Batch) -> tuple[int, int]:
+        """Real rows, and tokens that are not padding."""
+        return int((batch["example_id"] >= 0).sum()), int((batch["segment_ids"] > 0).sum())
+
+
+class CausalLM:
+    """Surveys, jobs and measurements of a chain of causal language models."""
+
+    def __init__(self, loading: Loading) -> None:
+        self.loading = loading
+        self.inputs = loading.inputs
+        self.run = loading.chain.run
+        self._teachers: dict[ResolvedTeacher, LoadedTeacher] = {}
+        self._splits: dict[tuple[Any, ...], text.TextSplit | None] = {}
+
+    # --- before anything is loaded -----------------------------------------------------------------------------------
+
+    def survey(self, stage: ChainStage) -> TextSurvey:
+        """Models, tokenizers and text of a stage, compared with each other."""
+        tokenizers, indices = self.loading.tokenizers(stage)
+        config = self._student_config(stage, tokenizers[0])
+        teacher_configs = self.loading.teacher_configs(stage)
+        known = self._check(stage, config, teacher_configs, tokenizers)
+        model, parameters = self.loading.model(stage, config, task="causal_lm")
+        length = stage.data.max_length or min(models.positions(c) for c in (config, *teacher_configs))
+        splits = {name: self._split(stage, name, tokenizers[0], length) for name in ("train", "validation", "test")}
+        given = {name: split for name, split in splits.items() if split is not None}
+        # tokens are compared one by one: every model of a stage reads the student's
+        return TextSurvey(stage, model, tokenizers[:1], (0,) * len(indices), length, parameters, known, given)
+
+    def read(self, survey: TextSurvey) -> None:
+        """Whether the text lasts for the steps asked for."""
+        self._steps(survey)
+
+    def _split(self, stage: ChainStage, name: str, tokenizer: data.Tokenizer, length: int) -> text.TextSplit | None:
+        key = (fingerprint(stage.data), name, tokenizer.fingerprint, length)
+        if key not in self._splits:
+            self._splits[key] = text.open_split(stage.data, name, tokenizer, sequence_length=length)
+        return self._splits[key]
+
+    def _student_config(self, stage: ChainStage, tokenizer: data.Tokenizer) -> models.LlamaConfig:
+        student = stage.config.student
+        if student.pretrained is not None or student.asset is not None:
+            return self.inputs.model_config(student)
+        fields = student_fields(student)
+        first = next(iter(stage.teachers), stage.warm_start_teacher)
+        fields.setdefault(
+            "vocab_size", self.loading.teacher_config(first).vocab_size if first else tokenizer.max_id + 1
+        )
+        try:
+            return models.config_from_hf(fields)  # pyright: ignore[reportReturnType]  a decoder's fields
+        except ModelError as error:
+            raise ConfigError(f"stages.{stage.name}.student: {error}") from error
+
+    def _check(
+        self,
+        stage: ChainStage,
+        config: models.LlamaConfig,
+        teacher_configs: Sequence[models.LlamaConfig],
+        tokenizers: Sequence[data.Tokenizer],
+    ) -> int | None:
+        """Vocabularies and positions of the student and of each teacher; the size to trim to if they are not equal."""
+        where = f"stages.{stage.name}"
+        for other in tokenizers[1:]:
+            data.check_same_tokens(tokenizers[0], other)
+        checked = [(f"{where}.student", config)]
+        for teacher, theirs in zip(stage.teachers, teacher_configs, strict=True):
+            checked.append((f"{where}.teacher ({teacher.label})", theirs))
+        for what, each in checked:
+            data.check_vocabulary(tokenizers[0], each.vocab_size, model=what)
+            positions = models.positions(each)
+            if stage.data.max_length is not None and stage.data.max_length > positions:
+                raise ConfigError(
+                    f"data.max_length: {stage.data.max_length} tokens, but {what} has {positions} positions; set "
+                    f"data.max_length={positions} or less"
+                )
+        student = stage.config.student
+        if student.warm_start is not None and stage.warm_start_teacher is not None:
+            try:
+                check_warm_start(config, self.loading.teacher_config(stage.warm_start_teacher), student.warm_start)
+            except ModelError as error:
+                raise ModelError(f"{where}.student: {error}") from error
+        sizes = {each.vocab_size for _, each in checked}
+        if len(sizes) == 1:
+            return None
+        known = tokenizers[0].max_id + 1
+        listed = ", ".join(f"{what} {each.vocab_size:,}" for what, each in checked)
+        self.loading.console.print(
+            f"{stage.key}: vocabularies are padded differently ({listed}); {known:,} are compared"
+        )
+        return known
+
+    def _steps(self, survey: TextSurvey) -> int:
+        train, split = survey.stage.config.train, survey.splits["train"]
+        if train.steps is not None:
+            return train.steps
+        assert train.epochs is not None
+        return max(1, math.ceil(train.epochs * split.rows_per_epoch() / train.batch_size))
+
+    # --- when a stage's turn has come --------------------------------------------------------------------------------
+
+    def teacher(self, reference: ResolvedTeacher, survey: TextSurvey) -> LoadedTeacher:
+        """One teacher: an earlier stage's checkpoint, or a given model."""
+        key = dataclasses.replace(reference, weight=1.0)
+        if key not in self._teachers:
+            loaded = self.loading.load_stage(reference) if reference.stage else self._load_given(reference)
+            self._teachers[key] = dataclasses.replace(loaded, params=self.loading.as_teacher(loaded.params))
+        return self._teachers[key]
+
+    def _load_given(self, reference: ResolvedTeacher) -> LoadedTeacher:
+        directory = self.inputs.directory(reference)
+        model, params = models.from_pretrained(directory, task="causal_lm", dtype=self.loading.dtype)
+        return LoadedTeacher(reference.label, model, params, file_digest(sorted(directory.glob("*.safetensors"))))
+
+    def evaluate(
+        self, survey: TextSurvey, model: LoadedTeacher, *, index: int, taught: bool
+    ) -> dict[str, dict[str, float]]:
+        """Metrics of a model on the validation and test sets of a stage; `taught`: beside its teachers."""
+        mesh = make_mesh(self.run.parallel)
+        loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers] if taught else []
+        teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
+        placed = [replicate(t.prepare(each.params), mesh) for t, each in zip(teachers, loaded, strict=True)]
+        measure = self._measure(survey, model.model, teachers)
+        params = replicate(model.params, mesh)
+        return {name: measure(name, params, placed) for name in ("validation", "test") if name in survey.splits}
+
+    def _measure(
+        self, survey: TextSurvey, model: models.Model, teachers: tuple[OnlineTeacher, ...]
+    ) -> Callable[[str, Params, Sequence[Params]], dict[str, float]]:
+        mesh = make_mesh(self.run.parallel)
+        batch_size = whole_batches(survey.stage.config.evaluate.batch_size, mesh)
+
+        def measure(split: str, params: Params, teacher_params: Sequence[Params]) -> dict[str, float]:
+            return evaluate_text(
+                survey.splits[split].eval_batches(batch_size=batch_size),
+                params,
+                teacher_params,
+                student=model,
+                teachers=teachers,
+                teacher_weights=tuple(teacher.weight for teacher in survey.stage.teachers) if teachers else (),
+                vocab_size=survey.vocab_size,
+                mesh=mesh,
+            )
+
+        return measure
+
+    def job(self, survey: TextSurvey) -> Job:
+        """Everything a stage's training needs."""
+        stage, run = survey.stage, self.run
+        loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
+        teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
+        measure = self._measure(survey, survey.student, teachers)
+        train, validation = survey.splits["train"], survey.splits["validation"]
+        batch_size = stage.config.train.batch_size
+        return Job(
+            title=stage.key,
+            directory=stage.directory,
+            config=stage.config,
+            seed=stage.seed,
+            student=survey.student,
+            initial_params=lambda: self._initial_params(survey),
+            teachers=teachers,
+            teacher_params=tuple(teacher.params for teacher in loaded),
+            objective=make_objective(
+                stage.terms,
+                tuple(teacher.weight for teacher in stage.teachers),
+                fused=self._fused(survey),
+                vocab_size=survey.vocab_size,
+            ),
+            feed=TextFeed(train),
+            total_steps=self._steps(survey),
+            steps_per_epoch=None if stage.config.train.epochs is None else -(-train.rows_per_epoch() // batch_size),
+            validate=lambda params, teacher_params: measure("validation", params, teacher_params),
+            parallel=run.parallel,
+            logging=run.logging,
+            run_name=f"{run.name}/{stage.key}",
+            fingerprints={
+                "student": fingerprint(dataclasses.asdict(survey.student.config)),
+                "teacher": fingerprint([teacher.identity for teacher in loaded]),
+                "tokenizer": fingerprint([tokenizer.fingerprint for tokenizer in survey.tokenizers]),
+                "data": fingerprint([train.fingerprint, validation.fingerprint]),
+            },
+        )
+
+    def _fused(self, survey: TextSurvey) -> Literal["auto", "on", "off"]:
+        """`auto`, resolved as far as sizes decide it."""
+        config = survey.stage.config
+        if config.fused != "auto":
+            return config.fused
+        shares = make_mesh(self.run.parallel).shape["data"] * config.train.accumulate
+        tokens = config.train.batch_size // shares * survey.max_length
+        return "off" if 4 * tokens * survey.student.config.vocab_size < _DENSE_BYTES else "auto"
+
+    def _initial_params(self, survey: TextSurvey) -> Params:
+        return self.loading.initial_params(survey, pretrained=lambda directory: self._pretrained(survey, directory))
+
+    def _pretrained(self, survey: TextSurvey, directory: Path) -> Params:
+        _, params = models.from_pretrained(directory, task="causal_lm")
+        return jax.tree.map(lambda leaf: leaf.astype(jax.numpy.float32), params)

@@ -1,0 +1,350 @@
+"""Classification as a chain's task: labelled texts, classes that must agree, logits over a whole data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxdistill import data, losses, models
+from jaxdistill.config import fingerprint
+from jaxdistill.config.chain import ChainStage, ResolvedTeacher
+from jaxdistill.distill.objective import make_objective
+from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
+from jaxdistill.distill.teacher_cache import compute_logits
+from jaxdistill.distill.warm_start import check_warm_start
+from jaxdistill.errors import ConfigError, ModelError
+from jaxdistill.parallel import make_mesh, replicate, whole_batches
+from jaxdistill.stages.inputs import SPLITS, LabelledRows, check_labels
+from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
+from jaxdistill.train.checkpoint import file_digest
+from jaxdistill.train.cost import compile_steps
+from jaxdistill.train.evaluate import evaluate_logits
+from jaxdistill.train.loop import Job
+from jaxdistill.typing import Batch, Params
+
+_EVALUATED = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class ClassificationSurvey(Survey):
+    """A stage with its labelled rows; `truncate`: whether longer texts are cut."""
+
+    labelled: LabelledRows
+    truncate: bool
+
+
+@dataclass(frozen=True)
+class LabelledFeed:
+    """A tokenised data set in batches of static `lengths`."""
+
+    dataset: data.TokenizedDataset
+    batching: Literal["padded", "bucketed"]
+    shuffle_window: int
+    lengths: tuple[int, ...]
+
+    def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
+        """Grain's, over the whole stage."""
+        return data.train_iterator(
+            self.dataset,
+            batch_size=batch_size,
+            seed=seed,
+            batching=self.batching,
+            shuffle_window=self.shuffle_window,
+            steps=steps,
+            lengths=self.lengths,
+        )
+
+    def longest(self, batch_size: int) -> Batch:
+        """Evaluation order begins with the longest rows."""
+        return data.eval_batches(self.dataset, batch_size=batch_size, lengths=self.lengths)[0]
+
+    def sizes(self, batch: Batch) -> tuple[int, int]:
+        """Real rows, and tokens that are not padding."""
+        return int((batch["example_id"] >= 0).sum()), int(batch["attention_mask"].sum())
+
+
+class Classification:
+    """Surveys, jobs and measurements of a chain of classifiers."""
+
+    def __init__(self, loading: Loading) -> None:
+        self.loading = loading
+        self.inputs = loading.inputs
+        self.run = loading.chain.run
+        self._teachers: dict[tuple[ResolvedTeacher, tuple[str, ...]], LoadedTeacher] = {}
+        self._logits: dict[tuple[str, str], np.ndarray] = {}
+
+    # --- before anything is loaded -----------------------------------------------------------------------------------
+
+    def survey(self, stage: ChainStage) -> ClassificationSurvey:
+        """Models, tokenizers and labels of a stage, compared with each other."""
+        tokenizers, indices = self.loading.tokenizers(stage)
+        labelled = self.inputs.rows(stage.data)
+        config = self._student_config(stage, labelled, tokenizers[0])
+        teacher_configs = self.loading.teacher_configs(stage)
+        self._check(stage, config, teacher_configs, tokenizers, indices, labelled)
+        max_length = stage.data.max_length or min(models.positions(c) for c in (config, *teacher_configs))
+        truncate = stage.data.max_length is not None if stage.data.truncate is None else stage.data.truncate
+        model, parameters = self.loading.model(stage, config, task="classification")
+        return ClassificationSurvey(stage, model, tokenizers, indices, max_length, parameters, labelled, truncate)
+
+    def read(self, survey: ClassificationSurvey) -> None:
+        """Tokenise all of a stage's texts: too long a one is found now."""
+        for split in SPLITS:
+            self.dataset(survey, split)
+
+    def _student_config(
+        self, stage: ChainStage, labelled: LabelledRows, tokenizer: data.Tokenizer
+    ) -> models.EncoderConfig:
+        student = stage.config.student
+        named = {"id2label": labelled.names if labelled.named else None, "num_labels": len(labelled.names)}
+        if student.pretrained is not None or student.asset is not None:
+            overrides = {
+                name: getattr(student, name)
+                for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+                if getattr(student, name) is not None
+            }
+            return dataclasses.replace(self.inputs.model_config(student), **named, **overrides)
+        shape = {
+            name: value
+            for name, value in dataclasses.asdict(student).items()
+            if value is not None and name not in ("pretrained", "asset", "revision", "architecture", "warm_start")
+        }
+        if "vocab_size" not in shape:
+            first = next(iter(stage.teachers), stage.warm_start_teacher)
+            same = first is not None and self.inputs.teacher_tokenizer(first).fingerprint == tokenizer.fingerprint
+            shape["vocab_size"] = (
+                self.loading.teacher_config(first).vocab_size if first and same else tokenizer.vocab_size
+            )
+        try:
+            config = models.config_from_hf({"model_type": student.architecture, **shape})
+        except ModelError as error:
+            raise ConfigError(f"stages.{stage.name}.student: {error}") from error
+        return dataclasses.replace(config, **named)
+
+    def _check(
+        self,
+        stage: ChainStage,
+        config: models.EncoderConfig,
+        teacher_configs: list[models.EncoderConfig],
+        tokenizers: tuple[data.Tokenizer, ...],
+        indices: tuple[int, ...],
+        labelled: LabelledRows,
+    ) -> None:
+        """Vocabularies, positions and labels of the student and of each teacher against the data."""
+        where = f"stages.{stage.name}"
+        checked = [(f"{where}.student", config, tokenizers[0])]
+        for teacher, teacher_config, index in zip(stage.teachers, teacher_configs, indices, strict=True):
+            what = f"{where}.teacher ({teacher.label})"
+            checked.append((what, teacher_config, tokenizers[index]))
+            if teacher.stage is None:
+                check_labels(what, teacher_config, labelled)
+            elif (theirs := self.loading.surveys[teacher.stage].labelled.names) != labelled.names:
+                raise ModelError(
+                    f"{what}: learned the labels {', '.join(theirs)}, this stage's data has "
+                    f"{', '.join(labelled.names)}; a student and its teacher need the same labels"
+                )
+        augment = stage.data.augment
+        if stage.teachers and augment is not None and augment.mask and tokenizers[0].mask_token is None:
+            raise ConfigError(f"data.augment.mask: tokenizer {tokenizers[0].name} has no mask token; set it to 0")
+        student = stage.config.student
+        if student.warm_start is not None and stage.warm_start_teacher is not None:
+            try:
+                check_warm_start(config, self.loading.teacher_config(stage.warm_start_teacher), student.warm_start)
+            except ModelError as error:
+                raise ModelError(f"{where}.student: {error}") from error
+        if student.pretrained is not None or student.asset is not None:
+            classes = self.inputs.classes(student)
+            if classes not in (None, len(labelled.names)):
+                raise ModelError(
+                    f"{where}.student: its classifier has {classes} classes, the data has {len(labelled.names)} "
+                    f"({', '.join(labelled.names[:8])}); give a checkpoint without a classifier, or of these classes"
+                )
+        for what, model_config, tokenizer in checked:
+            data.check_vocabulary(tokenizer, model_config.vocab_size, model=what)
+            positions = models.positions(model_config)
+            if stage.data.max_length is not None and stage.data.max_length > positions:
+                raise ConfigError(
+                    f"data.max_length: {stage.data.max_length} tokens, but {what} has {positions} positions; set "
+                    f"data.max_length={positions} or less"
+                )
+
+    # --- when a stage's turn has come --------------------------------------------------------------------------------
+
+    def dataset(self, survey: ClassificationSurvey, split: str) -> data.TokenizedDataset | None:
+        """One split of a stage's data, tokenised; a long row is an error unless truncation was asked for.
+
+        A stage with a teacher trains on the unlabelled text as well.
+        """
+        return self.inputs.dataset(
+            survey.stage.data,
+            split,
+            survey.tokenizers,
+            max_length=survey.max_length,
+            truncate=survey.truncate,
+            unlabelled=split == "train" and bool(survey.stage.teachers),
+        )
+
+    def teacher(self, reference: ResolvedTeacher, survey: ClassificationSurvey) -> LoadedTeacher:
+        """One teacher: an earlier stage's checkpoint, or a given model whose classifier must be whole."""
+        # a given teacher's classes are put in the data's order, which another stage's data may not share
+        key = (dataclasses.replace(reference, weight=1.0), survey.labelled.names)
+        if key not in self._teachers:
+            trained = reference.stage is not None
+            loaded = self.loading.load_stage(reference) if trained else self._load_given(reference, survey.labelled)
+            self._teachers[key] = dataclasses.replace(loaded, params=self.loading.as_teacher(loaded.params))
+        return self._teachers[key]
+
+    def _load_given(self, reference: ResolvedTeacher, labelled: LabelledRows) -> LoadedTeacher:
+        directory = self.inputs.directory(reference)
+        reports: list[models.LoadReport] = []
+        model, params = models.from_pretrained(
+            directory, task="classification", dtype=self.loading.dtype, report=reports.append
+        )
+        name = reference.label
+        if reports and reports[0].newly_initialised:
+            raise ModelError(
+                f"teacher {name}: has no trained classifier ({', '.join(reports[0].newly_initialised)} missing in "
+                f"{directory}); fine-tune it in a stage of its own (teacher: null, student: {{pretrained: …}}) and "
+                "name that stage as the teacher"
+            )
+        order = check_labels(f"teacher {name}", model.config, labelled)
+        if order is not None:
+            params = models.reorder_classes(params, order)
+            self.loading.console.print(f"teacher {name}: classes put in the data's order ({', '.join(labelled.names)})")
+        weights = file_digest(sorted(directory.glob("*.safetensors")))
+        return LoadedTeacher(name, model, params, weights if order is None else fingerprint([weights, order]))
+
+    def logits(
+        self, teacher: LoadedTeacher, dataset: data.TokenizedDataset, *, index: int, batch_size: int
+    ) -> np.ndarray:
+        """A teacher's logits `[N, C]` on a data set, computed once and kept for later stages and repeats."""
+        key = (teacher.identity, f"{dataset.fingerprint}/{index}")
+        if self.loading.untrained:
+            return np.zeros((len(dataset), teacher.model.num_labels), np.float32)
+        if key not in self._logits:
+            mesh = make_mesh(self.run.parallel)
+            self._logits[key] = compute_logits(
+                teacher.model,
+                replicate(teacher.params, mesh),
+                data.eval_batches(dataset, batch_size=whole_batches(batch_size, mesh)),
+                len(dataset),
+                mesh,
+                tokenizer_index=index,
+            )
+        return self._logits[key]
+
+    def mixture(self, survey: ClassificationSurvey, dataset: data.TokenizedDataset) -> np.ndarray | None:
+        """Logits of the teachers' averaged probabilities at temperature 1 on a data set; None without a teacher."""
+        loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers]
+        if not loaded:
+            return None
+        batch_size = survey.stage.config.evaluate.batch_size
+        each = [
+            self.logits(teacher, dataset, index=index, batch_size=batch_size)
+            for teacher, index in zip(loaded, survey.teacher_tokenizer_indices, strict=True)
+        ]
+        if len(each) == 1:
+            return each[0]
+        weights = tuple(teacher.weight for teacher in survey.stage.teachers)
+        return np.asarray(losses.mixture_logits([jax.numpy.asarray(part) for part in each], weights=weights))
+
+    def evaluate(
+        self, survey: ClassificationSurvey, model: LoadedTeacher, *, index: int, taught: bool
+    ) -> dict[str, dict[str, float]]:
+        """Metrics of a model on the validation and test sets of a stage; `taught`: beside its teachers."""
+        results = {}
+        for split in _EVALUATED:
+            dataset = self.dataset(survey, split)
+            if dataset is None:
+                continue
+            batch_size = survey.stage.config.evaluate.batch_size
+            logits = self.logits(model, dataset, index=index, batch_size=batch_size)
+            teachers_logits = self.mixture(survey, dataset) if taught else None
+            results[split] = evaluate_logits(logits, teachers_logits, dataset.labels)
+        return results
+
+    def job(self, survey: ClassificationSurvey) -> Job:
+        """Everything a stage's training needs."""
+        stage, run = survey.stage, self.run
+        train, validation = self.dataset(survey, "train"), self.dataset(survey, "validation")
+        assert train is not None
+        assert validation is not None
+        loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
+        teachers: list[Teacher] = []
+        teacher_params: list[Params] = []
+        for teacher, index in zip(loaded, survey.teacher_tokenizer_indices, strict=True):
+            if stage.teacher_cache == "memory":
+                cached = self.logits(teacher, train, index=index, batch_size=stage.config.evaluate.batch_size)
+                teachers.append(CachedTeacher())
+                teacher_params.append({"logits": cached})
+            else:
+                teachers.append(OnlineTeacher(teacher.model, index))
+                teacher_params.append(teacher.params)
+        settings = stage.config.train
+        steps = data.total_steps(len(train), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
+        tokens = settings.batch_size * float(train.lengths.mean())
+        price = compile_steps(survey.student, teachers, tokens=tokens)
+        lengths = data.bucket_lengths(train, steps=steps, compile_steps=price)
+        return Job(
+            title=stage.key,
+            directory=stage.directory,
+            config=stage.config,
+            seed=stage.seed,
+            student=survey.student,
+            initial_params=lambda: self._initial_params(survey),
+            teachers=tuple(teachers),
+            teacher_params=tuple(teacher_params),
+            objective=make_objective(stage.terms, tuple(teacher.weight for teacher in stage.teachers)),
+            feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths),
+            total_steps=steps,
+            steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),
+            validate=self._validation(survey, validation),
+            parallel=run.parallel,
+            logging=run.logging,
+            run_name=f"{run.name}/{stage.key}",
+            fingerprints={
+                "student": fingerprint(dataclasses.asdict(survey.student.config)),
+                "teacher": fingerprint([teacher.identity for teacher in loaded]),
+                "tokenizer": fingerprint([tokenizer.fingerprint for tokenizer in survey.tokenizers]),
+                "data": fingerprint([train.fingerprint, validation.fingerprint]),
+            },
+        )
+
+    def _validation(self, survey: ClassificationSurvey, dataset: data.TokenizedDataset) -> Any:
+        """The measurement that chooses checkpoints; the teachers' logits are computed once, here."""
+        theirs = self.mixture(survey, dataset)
+        mesh = make_mesh(self.run.parallel)
+        batch_size = whole_batches(survey.stage.config.evaluate.batch_size, mesh)
+
+        def validate(params: Params, _: Any) -> dict[str, float]:
+            batches = data.eval_batches(dataset, batch_size=batch_size)
+            logits = compute_logits(survey.student, params, batches, len(dataset), mesh)
+            return evaluate_logits(logits, theirs, dataset.labels)
+
+        return validate
+
+    def _initial_params(self, survey: ClassificationSurvey) -> Params:
+        return self.loading.initial_params(survey, pretrained=lambda directory: self._pretrained(survey, directory))
+
+    def _pretrained(self, survey: ClassificationSurvey, directory: Path) -> Params:
+        stage = survey.stage
+        reports: list[models.LoadReport] = []
+        _, params = models.from_pretrained(
+            directory,
+            task="classification",
+            num_labels=len(survey.labelled.names),
+            seed=stage.seed,
+            report=reports.append,
+        )
+        for line in filter(None, map(str, reports)):
+            self.loading.console.print(f"{stage.key}: {line}", highlight=False)
+        theirs = self.inputs.model_config(stage.config.student).id2label
+        if theirs is None or not survey.labelled.named:
+            return params
+        order = models.class_order(theirs, survey.labelled.names)
+        return params if order is None else models.reorder_classes(params, order)

@@ -1,0 +1,132 @@
+"""What every task of a chain shares: which model each stage has, its tokenizers, its teachers and where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from jaxdistill import data, models
+from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
+from jaxdistill.distill.warm_start import warm_start
+from jaxdistill.run_directory import handed_on, read_record
+from jaxdistill.stages.inputs import Inputs
+from jaxdistill.train.checkpoint import load_params
+from jaxdistill.typing import Batch, Params
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a stage before any weight is loaded."""
+
+    stage: ChainStage
+    student: models.Model
+    tokenizers: tuple[data.Tokenizer, ...]
+    teacher_tokenizer_indices: tuple[int, ...]
+    max_length: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher in memory. `identity` is the fingerprint of its weights."""
+
+    name: str
+    model: models.Model
+    params: Params
+    identity: str
+
+
+class Loading:
+    """Resolves and loads the models of one chain; `surveys` fills up as stages are surveyed."""
+
+    def __init__(self, chain: Chain, console: Console, *, untrained: bool) -> None:
+        """`untrained`: stand in for stages that have not been trained with fresh models of their shape."""
+        self.chain = chain
+        self.console = console
+        self.untrained = untrained
+        self.inputs = Inputs(chain)
+        self.surveys: dict[str, Any] = {}
+
+    @property
+    def dtype(self) -> Any:
+        """dtype of the arithmetic."""
+        return jax.numpy.dtype(self.chain.run.precision.compute)
+
+    def as_teacher(self, params: Params) -> Params:
+        """Parameters in the dtype that teachers are kept in."""
+        precision = self.chain.run.precision
+        dtype = jax.numpy.dtype(precision.teacher or precision.compute)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jax.numpy.float32 else leaf, params)
+
+    def tokenizers(self, stage: ChainStage) -> tuple[tuple[data.Tokenizer, ...], tuple[int, ...]]:
+        """The distinct tokenizers of a stage, the student's own first, and which of them each teacher reads."""
+        tokenizers = [self.inputs.tokenizer(stage)]
+        indices = []
+        for teacher in stage.teachers:
+            theirs = self.inputs.teacher_tokenizer(teacher)
+            known = [tokenizer.fingerprint for tokenizer in tokenizers]
+            if theirs.fingerprint not in known:
+                tokenizers.append(theirs)
+            indices.append(known.index(theirs.fingerprint) if theirs.fingerprint in known else len(known))
+        return tuple(tokenizers), tuple(indices)
+
+    def teacher_config(self, teacher: ResolvedTeacher) -> Any:
+        """The configuration of a given model, or of an earlier stage's student."""
+        if teacher.stage is None:
+            return self.inputs.model_config(teacher)
+        return self.surveys[teacher.stage].student.config
+
+    def teacher_configs(self, stage: ChainStage) -> list[Any]:
+        """Those of all the stage's teachers."""
+        return [self.teacher_config(teacher) for teacher in stage.teachers]
+
+    def model(self, stage: ChainStage, config: Any, *, task: str) -> tuple[models.Model, int]:
+        """The student of that configuration, and how many parameters it has."""
+        model = models.build(config, task=task, dtype=self.dtype, remat=stage.config.train.remat)
+        return model, models.parameter_count(models.parameter_shapes(model))
+
+    def load_stage(self, reference: ResolvedTeacher) -> LoadedTeacher:
+        """The student that a finished stage hands on."""
+        assert reference.stage is not None
+        stage = self.chain.stage(reference.stage)
+        model = self.surveys[reference.stage].student
+        record = read_record(stage.directory)
+        if record is None and self.untrained:
+            return LoadedTeacher(reference.stage, model, jax.jit(model.init)(jax.random.key(stage.seed)), "untrained")
+        assert record is not None, f"{stage.key} has not finished"
+        params = load_params(handed_on(stage.directory, record))
+        return LoadedTeacher(reference.stage, model, params, record["identity"])
+
+    def initial_params(
+        self,
+        survey: Survey,
+        *,
+        pretrained: Callable[[Path], Params],
+        calibration: Callable[[], Iterable[Batch]] | None = None,
+    ) -> Params:
+        """The student's parameters at step 0: pretrained or fresh, then warm-started where asked."""
+        stage, student = survey.stage, survey.stage.config.student
+        if student.pretrained is not None or student.asset is not None:
+            params = pretrained(self.inputs.directory(student))
+        else:
+            params = jax.jit(survey.student.init)(jax.random.key(stage.seed))
+        if student.warm_start is None:
+            return params
+        assert stage.warm_start_teacher is not None
+        model, source = self._warm_start_source(stage.warm_start_teacher, survey.student.task)
+        params, lines = warm_start(survey.student, params, model, source, student.warm_start)
+        for line in lines:
+            self.console.print(f"{stage.key}: {line}")
+        return params
+
+    def _warm_start_source(self, reference: ResolvedTeacher, task: str) -> tuple[models.Model, Params]:
+        """The model that layers and embeddings are copied from: unlike a teacher, it needs no classifier."""
+        if reference.stage is not None:
+            source = self.load_stage(reference)
+            return source.model, source.params
+        return models.from_pretrained(self.inputs.directory(reference), task=task)
