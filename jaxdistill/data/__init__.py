@@ -1,6 +1,6 @@
-"""From files, hub data sets and named assets to padded, shuffled, resumable batches of tokens."""
+"""From files, hub data sets and named assets to shuffled, resumable batches of tokens: padded, or packed (`text`)."""
 
-from jaxdistill.data import assets
+from jaxdistill.data import assets, text
 from jaxdistill.data.augment import augment
 from jaxdistill.data.batching import bucket_lengths, eval_batches, steps_per_epoch, total_steps
 from jaxdistill.data.cache import default_cache_dir
@@ -8,7 +8,14 @@ from jaxdistill.data.labels import encode_labels
 from jaxdistill.data.pipeline import train_iterator
 from jaxdistill.data.rows import Rows, split_by_hash
 from jaxdistill.data.sources import load_rows, load_texts
-from jaxdistill.data.tokenize import TokenizedDataset, Tokenizer, check_vocabulary, load_tokenizer, tokenize
+from jaxdistill.data.tokenize import (
+    TokenizedDataset,
+    Tokenizer,
+    check_same_tokens,
+    check_vocabulary,
+    load_tokenizer,
+    tokenize,
+)
 
 __all__ = [
     "Rows",
@@ -17,6 +24,7 @@ __all__ = [
     "assets",
     "augment",
     "bucket_lengths",
+    "check_same_tokens",
     "check_vocabulary",
     "default_cache_dir",
     "encode_labels",
@@ -26,6 +34,7 @@ __all__ = [
     "load_tokenizer",
     "split_by_hash",
     "steps_per_epoch",
+    "text",
     "tokenize",
     "total_steps",
     "train_iterator",

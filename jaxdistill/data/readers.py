@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,20 +145,29 @@ def _numbered(reader: Any, source: str) -> Iterator[tuple[int, list[str] | str]]
 
 
 def _read_jsonl(path: Path, source: str, select: Select) -> Table:
-    def parse(line: bytes) -> Mapping[str, Any] | str:
-        try:
-            value = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            return "not UTF-8"
-        except json.JSONDecodeError as error:
-            return f"malformed JSON ({error.msg}, column {error.colno})"
-        except RecursionError:
-            return "malformed JSON (nested too deeply)"
-        return value if isinstance(value, dict) else f"{_json_kind(value)} where an object was expected"
+    """Line by line: a file larger than the memory can be read."""
 
-    with path.open("rb") as file:
-        records = [(number, parse(line)) for number, line in enumerate(file, start=1) if line.strip()]
-    return _objects("line", records, source, select)
+    def records() -> Iterator[Record]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, parse_json_line(line)
+
+    _check_objects("line", records(), source, select)
+    return Table("line", records())
+
+
+def parse_json_line(line: bytes) -> Mapping[str, Any] | str:
+    """The object of one line, or what is wrong with it."""
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except json.JSONDecodeError as error:
+        return f"malformed JSON ({error.msg}, column {error.colno})"
+    except RecursionError:
+        return "malformed JSON (nested too deeply)"
+    return value if isinstance(value, dict) else f"{_json_kind(value)} where an object was expected"
 
 
 def _read_json(path: Path, source: str, select: Select) -> Table:
@@ -182,18 +190,30 @@ def _read_json(path: Path, source: str, select: Select) -> Table:
         (number, item if isinstance(item, dict) else f"{_json_kind(item)} where an object was expected")
         for number, item in enumerate(value, start=1)
     ]
-    return _objects("row", records, source, select)
+    _check_objects("row", iter(records), source, select)
+    return Table("row", iter(records))
 
 
-def _objects(unit: str, records: list[Record], source: str, select: Select) -> Table:
-    """JSON objects: a column is found when any object has it."""
-    columns = list(dict.fromkeys(itertools.chain.from_iterable(r for _, r in records if isinstance(r, dict))))
-    if columns:
-        select(columns)
-    elif records:
-        number, reason = records[0]
-        raise DataError(f"{source}: not one object in {len(records)} rows; the first, {unit} {number}, is: {reason}")
-    return Table(unit, iter(records))
+def _check_objects(unit: str, records: Iterator[Record], source: str, select: Select) -> None:
+    """Reads JSON objects until all columns were found: one is found when any object has it."""
+    columns: dict[str, None] = {}
+    problem: DataError | None = None
+    first: Record | None = None
+    total = 0
+    for record in records:
+        first, total = first or record, total + 1
+        if not isinstance(record[1], dict) or record[1].keys() <= columns.keys():
+            continue
+        columns.update(dict.fromkeys(record[1]))
+        try:
+            select(list(columns))
+            return
+        except DataError as error:
+            problem = error
+    if problem is not None:
+        raise problem
+    if first is not None:
+        raise DataError(f"{source}: not one object in {total} rows; the first, {unit} {first[0]}, is: {first[1]}")
 
 
 def _json_kind(value: Any) -> str:

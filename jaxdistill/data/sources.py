@@ -18,6 +18,8 @@ from jaxdistill.data.readers import Select, Table, arrow_table, is_unicode, read
 from jaxdistill.data.rows import Rows, bad_rows_error
 from jaxdistill.errors import DataError, ExternalError
 
+BAD_ROWS_ADVICE = "correct them, or leave them out (data.on_bad_row=skip; evaluate: --skip-bad-rows)"
+
 _NO_COLUMN = "\0"
 """A name that no column of any file has."""
 
@@ -41,16 +43,15 @@ def load_rows(
         empty text, missing or impossible label, not UTF-8, malformed line, wrong number of columns.
       ExternalError: the hub or the disk cannot be read.
     """
-    name = _name(source)
+    name = source_name(source)
 
     def select(found: Sequence[str]) -> tuple[str, ...]:
         """The text columns and, unless it may be absent and is, the label."""
         wanted = data.columns if data.label not in found and not require_labels else (*data.columns, data.label)
-        _check_columns(wanted, found, name)
-        return tuple(dict.fromkeys(wanted))
+        return check_columns(wanted, found, name)
 
     try:
-        table = _open(source, name, base_dir, select)
+        table = open_table(source, name, base_dir, select)
         return _collect(table, data, source.limit, name, require_labels)
     except OSError as error:
         raise ExternalError(f"{name}: cannot be read: {error.strerror or error}") from error
@@ -62,23 +63,31 @@ def load_texts(data: DataConfig, source: UnlabelledConfig, *, base_dir: Path | N
     return load_rows(texts, source, base_dir=base_dir, require_labels=False)
 
 
-def _name(source: SourceConfig) -> str:
+def source_name(source: SourceConfig) -> str:
+    """What messages call a source."""
     if source.path is not None:
         return source.path
     place = source.hub if source.hub is not None else f"asset {source.asset}"
     return "/".join(part for part in (place, source.config, source.split) if part)
 
 
-def _check_columns(wanted: Sequence[str], found: Sequence[str], source: str) -> None:
+def check_columns(wanted: Sequence[str], found: Sequence[str], source: str) -> tuple[str, ...]:
+    """The wanted columns, each once.
+
+    Raises:
+      DataError: one is not among those found.
+    """
     for column in wanted:
         if column not in found:
             near = difflib.get_close_matches(column, found, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
             key = "data.text and data.label say which columns to read; evaluate: --text, --label"
             raise DataError(f"{source}: no column {column!r}, found {', '.join(map(repr, found))}{meant} ({key})")
+    return tuple(dict.fromkeys(wanted))
 
 
-def _open(source: SourceConfig, name: str, base_dir: Path | None, select: Select) -> Table:
+def open_table(source: SourceConfig, name: str, base_dir: Path | None, select: Select) -> Table:
+    """The records of a path, a hub id or an asset; Raises as `load_rows`."""
     match source:
         case SourceConfig(path=str(path), hub=None, asset=None):
             return read_table((base_dir or Path()) / Path(path).expanduser(), name, select)
@@ -131,10 +140,10 @@ def _collect(table: Table, data: DataConfig, limit: int | None, name: str, requi
         total += 1
         try:
             if isinstance(record, str):
-                raise _BadRowError(record)
-            parts = [_text(record.get(column), column) for column in data.columns]
+                raise BadRowError(record)
+            parts = [check_text(record.get(column), column) for column in data.columns]
             label = _label(record.get(data.label), names, require_labels)
-        except (_BadRowError, BadLabelError) as reason:
+        except (BadRowError, BadLabelError) as reason:
             problems.append((number, str(reason)))
             continue
         for column, part in zip(texts, parts, strict=True):
@@ -142,8 +151,7 @@ def _collect(table: Table, data: DataConfig, limit: int | None, name: str, requi
         labels.append(label)
         numbers.append(number)
     if problems and (data.on_bad_row == "error" or not numbers):
-        advice = "correct them, or leave them out (data.on_bad_row=skip; evaluate: --skip-bad-rows)"
-        raise bad_rows_error(name, table.unit, problems, total, advice)
+        raise bad_rows_error(name, table.unit, problems, total, BAD_ROWS_ADVICE)
     if not numbers:
         raise DataError(f"{name}: the data set is empty; expected at least one row")
     known = None if all(label is None for label in labels) else labels
@@ -151,28 +159,33 @@ def _collect(table: Table, data: DataConfig, limit: int | None, name: str, requi
     return Rows(texts, known, row_numbers, name, len(problems), table.unit, class_names)
 
 
-class _BadRowError(Exception):
+class BadRowError(Exception):
     """Why a row cannot be used."""
 
 
-def _text(value: Any, column: str) -> str:
+def check_text(value: Any, column: str, *, may_be_empty: bool = False) -> str:
+    """A row's text.
+
+    Raises:
+      BadRowError: it is missing, no string, not UTF-8, or blank where it may not be.
+    """
     if isinstance(value, str):
-        if not value.strip():
-            raise _BadRowError(f"empty text (column {column!r})")
+        if not may_be_empty and not value.strip():
+            raise BadRowError(f"empty text (column {column!r})")
         if not is_unicode(value):
-            raise _BadRowError(f"text is not UTF-8 (column {column!r})")
+            raise BadRowError(f"text is not UTF-8 (column {column!r})")
         return value
     if value is None or value != value:  # NaN differs from itself
-        raise _BadRowError(f"missing text (column {column!r})")
+        raise BadRowError(f"missing text (column {column!r})")
     kind = "number" if isinstance(value, int | float) else type(value).__name__
-    raise _BadRowError(f"text is a {kind}, expected a string (column {column!r})")
+    raise BadRowError(f"text is a {kind}, expected a string (column {column!r})")
 
 
 def _label(value: Any, names: Sequence[str] | None, required: bool) -> int | str | None:
     label = parse_label(value, names)
     if label is None and required:
         unlabelled = "label -1 means unlabelled, as in GLUE's test sets"
-        raise _BadRowError(unlabelled if str(value).strip() == "-1" else "missing label")
+        raise BadRowError(unlabelled if str(value).strip() == "-1" else "missing label")
     if isinstance(label, str) and not is_unicode(label):
-        raise _BadRowError("label is not UTF-8")
+        raise BadRowError("label is not UTF-8")
     return label
