@@ -10,6 +10,7 @@ from typing import Any
 from jaxdistill.config.checks import contradictions
 from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.config.defaults import expand_loss, stage_data, with_best
+from jaxdistill.config.ladder import expand_ladders
 from jaxdistill.config.loss_schema import TermConfig
 from jaxdistill.config.schema import Run, StageConfig
 from jaxdistill.config.teachers import ResolvedTeacher, StageTeachers, resolve_teachers, run_order
@@ -54,7 +55,7 @@ class GivenTeacher:
 
 @dataclass(frozen=True)
 class Chain:
-    """A run, resolved: `stages` in the order they run, each after the stages it reads from."""
+    """A run, resolved: `stages` in the order they run, each after the stages it reads from; `run` is as written."""
 
     run: Run
     directory: Path
@@ -69,9 +70,9 @@ class Chain:
 def build_chain(run: Run) -> Chain:
     """Resolve a run into the stages to train, in order.
 
-    Stages run as written, except that one written before its teacher comes after it. A repeated stage becomes one
-    `ChainStage` per seed, and hands on its first seed's student. Models taken from outside are listed once each in
-    `given`, in the order the run first learns from them (a model that is only copied from is not).
+    Stages run as written, except that one written before its teacher comes after it. A ladder becomes one `ChainStage`
+    per rung, a repeated stage one per seed, and hands on its first seed's student. Models taken from outside are listed
+    once each in `given`, in the order the run first learns from them (a model that is only copied from is not).
 
     Raises:
       ConfigError: the run contradicts itself; all problems at once.
@@ -80,15 +81,16 @@ def build_chain(run: Run) -> Chain:
     if problems:
         raise ConfigError(*map(str, problems))
     directory = Path(run.output_dir or Path("runs") / run.name).expanduser()
-    resolved, _ = resolve_teachers(run)
-    order, _ = run_order([stage.name for stage in run.stages], [teachers.stages() for teachers in resolved])
-    keys = {stage.name: stage.name + _seed_suffix(stage) for stage in run.stages}
+    expanded, _ = expand_ladders(run)
+    resolved, _ = resolve_teachers(expanded)
+    order, _ = run_order([stage.name for stage in expanded.stages], [teachers.stages() for teachers in resolved])
+    keys = {stage.name: stage.name + _seed_suffix(stage) for stage in expanded.stages}
     stages = [
         chain_stage
         for index in order
-        for chain_stage in _expand(run, run.stages[index], resolved[index], directory=directory, keys=keys)
+        for chain_stage in _expand(run, expanded.stages[index], resolved[index], directory=directory, keys=keys)
     ]
-    return Chain(run, directory, tuple(stages), _given(run, resolved))
+    return Chain(run, directory, tuple(stages), _given(expanded, resolved))
 
 
 def _seed_suffix(stage: StageConfig) -> str:

@@ -8,32 +8,43 @@ from collections.abc import Iterator
 from jaxdistill.config.data_schema import DataConfig, PromptConfig, UnlabelledConfig
 from jaxdistill.config.defaults import expand_loss, named_sources, stage_data
 from jaxdistill.config.files import unusable_directory
+from jaxdistill.config.ladder import as_written, expand_ladders, ladder_problems
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
 from jaxdistill.config.schema import PREVIOUS, Run, StageConfig, TrainConfig
-from jaxdistill.config.shapes import position_problems, student_problems, teacher_problems, warm_start_problems
+from jaxdistill.config.shapes import derive_problems, position_problems, student_problems, teacher_problems
 from jaxdistill.config.teachers import StageTeachers, resolve_teachers, run_order
+from jaxdistill.config.warm_starts import warm_start_problems
 
 
 def contradictions(run: Run) -> list[Problem]:
     """Every contradiction in a run, without looking for its files."""
+    problems = [*_run_problems(run), *_data_problems(run), *ladder_problems(run)]
+    expanded, written = expand_ladders(run)
+    problems += [as_written(problem, run, written) for problem in _stages_problems(expanded)]
+    return list(dict.fromkeys(problems))
+
+
+def _stages_problems(run: Run) -> Iterator[Problem]:
+    """Of stages, ladders written out, with themselves and with one another."""
     teachers, reference_problems = resolve_teachers(run)
-    problems = [*_run_problems(run), *_data_problems(run), *reference_problems, *_cycle_problems(run, teachers)]
+    yield from reference_problems
+    yield from _cycle_problems(run, teachers)
     if not reference_problems:
-        problems += _tokenizer_problems(run, teachers)
+        yield from _tokenizer_problems(run, teachers)
     for index, (stage, own) in enumerate(zip(run.stages, teachers, strict=True)):
         path: KeyPath = ("stages", index)
         data = stage_data(run, stage)
-        problems += student_problems(stage.student, run.data.task, (*path, "student"))
-        problems += teacher_problems(run, own, path)
-        problems += position_problems(run, stage, data, own, path)
-        problems += warm_start_problems(run, stage, own, path)
-        problems += _train_problems(stage.train, (*path, "train"))
-        problems += _teaching_problems(stage, path)
-        problems += _checkpoint_problems(stage, run.data.task, (*path, "checkpoint"))
+        yield from student_problems(stage.student, run.data.task, (*path, "student"))
+        yield from derive_problems(run, stage, own, path)
+        yield from teacher_problems(run, own, path)
+        yield from position_problems(run, stage, data, own, path)
+        yield from warm_start_problems(run, stage, own, path)
+        yield from _train_problems(stage.train, (*path, "train"))
+        yield from _teaching_problems(stage, path)
+        yield from _checkpoint_problems(stage, run.data.task, (*path, "checkpoint"))
         if stage.repeat and (repeated := _repeated(stage.repeat.seeds)):
-            problems.append(Problem((*path, "repeat", "seeds"), f"seed {repeated[0]} is given twice"))
-    return list(dict.fromkeys(problems))
+            yield Problem((*path, "repeat", "seeds"), f"seed {repeated[0]} is given twice")
 
 
 def _repeated(items: tuple[object, ...]) -> list[object]:
@@ -74,7 +85,7 @@ def _cycle_problems(run: Run, teachers: list[StageTeachers]) -> Iterator[Problem
 
 def _tokenizer_problems(run: Run, teachers: list[StageTeachers]) -> Iterator[Problem]:
     """A run of fresh students alone has no vocabulary."""
-    fresh = all(stage.student.architecture is not None for stage in run.stages)
+    fresh = all(stage.student.pretrained is None and stage.student.asset is None for stage in run.stages)
     referred = [teacher for own in teachers for teacher in (*own.teachers, own.warm_start) if teacher is not None]
     if run.tokenizer is None and fresh and all(teacher.stage is not None for teacher in referred):
         message = "missing, and no given teacher or pretrained student brings one; write tokenizer: DIR_OR_HUB_ID"

@@ -12,7 +12,8 @@ from jaxdistill.config.loss_schema import (
     TotalVariationTerm,
     ZLossTerm,
 )
-from jaxdistill.config.model_schema import StudentConfig
+from jaxdistill.config.model_schema import DeriveConfig, StudentConfig
+from jaxdistill.config.numbers import readable
 from jaxdistill.config.schema import TrainConfig
 from jaxdistill.config.shapes import student_shape
 from jaxdistill.config.teachers import ResolvedTeacher
@@ -80,16 +81,26 @@ def _teachers(teachers: tuple[ResolvedTeacher, ...]) -> str:
 
 def _student(stage: ChainStage) -> str:
     student: StudentConfig = stage.config.student
-    if student.architecture is None:
+    if student.pretrained is not None or student.asset is not None:
         return student.pretrained or student.asset or ""
-    shape = student_shape(student, stage.name)
-    text = f"{student.architecture} L{shape.num_hidden_layers}/H{shape.hidden_size}"
-    if shape.projections:
-        text += f"/P{shape.projections}"
+    text = _derived(student.derive) if student.derive is not None else _shape(student)
     start = student.warm_start
     if start is None or stage.warm_start_teacher is None:
         return text
     layers = list(start.layers) if isinstance(start.layers, tuple) else start.layers
     copied = [f"layers {layers}"] if start.layers is not None else []
+    copied += [f"width by {start.width}"] if start.width else []
     copied += [f"embeddings {start.embeddings}"] if start.embeddings else []
     return f"{text}, {' and '.join(copied)} from {stage.warm_start_teacher.label}"
+
+
+def _shape(student: StudentConfig) -> str:
+    shape = student_shape(student, "student")
+    text = f"{student.architecture} L{shape.num_hidden_layers}/H{shape.hidden_size}"
+    return f"{text}/P{shape.projections}" if shape.projections else text
+
+
+def _derived(derive: DeriveConfig) -> str:
+    """What is known before the teacher's size is: how far down the student goes."""
+    steps = "" if derive.rungs == 1 else f"1/{derive.rungs} of the way to "
+    return f"derived, {steps}{readable(derive.parameters)}"

@@ -104,7 +104,13 @@ def _stage_data_problems(run: Run, written: dict[str, Any] | None, prefix: KeyPa
     return []
 
 
-_STAND_INS: dict[str, Any] = {"name": "unnamed", "data": {}, "student": {}, "train": {}}
+_STAND_INS: dict[str, Any] = {
+    "name": "unnamed",
+    "data": {},
+    "student": {},
+    "train": {},
+    "ladder": {"to": 1.0, "stages": 1},  # a stage with a ladder needs no student
+}
 """Stand in for required values that are missing or wrong; complaints about them are dropped with `_unrelated`."""
 
 
@@ -131,7 +137,7 @@ def _remove(raw: Any, path: KeyPath) -> None:
     holder = raw
     for part in parents:
         holder = _item(holder, part)
-    if last in _STAND_INS and len(path) in (1, 3):
+    if (last in _STAND_INS and len(path) == 3) or (last in ("name", "data") and len(path) == 1):
         holder[last] = f"unnamed-{path[1]}" if len(path) == 3 and last == "name" else _copied(_STAND_INS[str(last)])
     elif isinstance(holder, list) and len(path) == 2 and isinstance(last, int):
         holder[last] = {}

@@ -23,3 +23,11 @@ Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what every random generator 
 PositiveFloat = Annotated[Number, Field(gt=0)]
 NonNegativeFloat = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
+
+
+def readable(count: float) -> str:
+    """A number of parameters as people write it: 702M, 1.24B."""
+    for unit, sign in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return f"{count / unit:.3g}{sign}"
+    return f"{count:.0f}"

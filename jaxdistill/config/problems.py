@@ -31,7 +31,6 @@ _EXPECTED = {
 _REQUIRED = {
     "data": "{train: {path: FILE}, ...}",
     "stages": "a list of stages",
-    "student": "{pretrained: DIR_OR_HUB_ID} or {architecture: bert, hidden_size: ..., ...}",
     "train": "{epochs: N, ...} or {steps: N, ...}",
 }
 

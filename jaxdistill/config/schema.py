@@ -11,7 +11,7 @@ from pydantic import Field
 
 from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.config.loss_schema import LossConfig
-from jaxdistill.config.model_schema import StudentConfig, TeacherConfig
+from jaxdistill.config.model_schema import LadderConfig, StudentConfig, TeacherConfig
 from jaxdistill.config.numbers import STRICT, Fraction, Integer, NonNegativeFloat, Positive, PositiveFloat, Seed
 
 PREVIOUS = "previous"
@@ -122,10 +122,12 @@ class RepeatConfig:
 TeacherCache = Literal["off", "memory"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One stage: a student, its teachers (left out: the previous stage; null: labels alone) and how it is trained.
 
+    ladder: instead of one student, several of falling size between the teacher's and the one given (`config.ladder`);
+    `student` then holds at most the architecture and a warm start, and may be left out.
     fused: for causal_lm, whether loss and gradients are formed from hidden states in chunks of tokens, so that nothing
     of the size tokens × vocabulary exists (`on`), from whole logits (`off`), or whichever is expected to be faster
     (`auto`: fused unless the logits are small).
@@ -133,7 +135,7 @@ class StageConfig:
 
     __pydantic_config__ = STRICT
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-    student: StudentConfig
+    student: StudentConfig = field(default_factory=StudentConfig)
     train: TrainConfig
     teacher: str | TeacherConfig | tuple[TeacherConfig | str, ...] | None = PREVIOUS
     loss: LossConfig | None = None
@@ -143,6 +145,7 @@ class StageConfig:
     repeat: RepeatConfig | None = None
     teacher_cache: TeacherCache | None = None
     fused: Literal["auto", "on", "off"] = "auto"
+    ladder: LadderConfig | None = None
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,10 @@ def teacher_shape(run: Run, teacher: ResolvedTeacher) -> Shape:
 
 def student_problems(student: StudentConfig, task: str, path: KeyPath) -> Iterator[Problem]:
     """What is wrong with a student in itself, and for the task."""
+    if student == StudentConfig():
+        expected = "{pretrained: DIR_OR_HUB_ID} or {architecture: bert, hidden_size: ..., ...}"
+        yield Problem(path, f"missing; expected {expected}")
+        return
     origins = [key for key in ("pretrained", "asset", "architecture", "derive") if getattr(student, key) is not None]
     if origins == ["architecture", "derive"]:
         origins = ["derive"]
@@ -199,6 +203,14 @@ def _derived_problems(student: StudentConfig, task: str, path: KeyPath) -> Itera
             yield Problem((*path, key), message)
 
 
+def derive_problems(run: Run, stage: StageConfig, teachers: StageTeachers, path: KeyPath) -> Iterator[Problem]:
+    """A derived decoder that has nobody to be derived from."""
+    derived = stage.student.derive is not None and run.data.task == "causal_lm"
+    if derived and stage.teacher is None and teachers.warm_start is None:
+        message = "the stage has no teacher whose sizes could be scaled down; name one, or write the sizes"
+        yield Problem((*path, "student", "derive"), message)
+
+
 def _head_problems(student: StudentConfig, shape: Shape, path: KeyPath) -> Iterator[Problem]:
     """Widths that the heads do not divide, and heads that do not share keys and values evenly."""
     width, heads, shared = shape.hidden_size or 0, shape.num_attention_heads or 1, shape.num_key_value_heads or 1
@@ -237,8 +249,7 @@ def position_problems(
     limit = f"{'stage data' if own else 'data'}.max_length"
     student = student_shape(stage.student, "student")
     if student.positions is not None and student.positions < data.max_length:
-        fresh = stage.student.architecture is not None
-        key: KeyPath = ("student", "max_position_embeddings" if fresh else "pretrained")
+        key: KeyPath = ("student", "max_position_embeddings" if stage.student.pretrained is None else "pretrained")
         message = f"{student.positions} positions; expected at least {limit}, which is {data.max_length}"
         yield Problem((*path, *key), message)
     for teacher in teachers.teachers:
@@ -250,72 +261,3 @@ def position_problems(
                 f"teacher {shape.name} has {shape.positions} positions; expected at least {limit}, {data.max_length}"
             )
             yield Problem((*path, "teacher"), message)
-
-
-def warm_start_problems(run: Run, stage: StageConfig, teachers: StageTeachers, path: KeyPath) -> Iterator[Problem]:
-    """A warm start that copies nothing, from nobody, or between shapes that do not fit."""
-    warm_start = stage.student.warm_start
-    if warm_start is None or stage.student.architecture is None:
-        return
-    path = (*path, "student", "warm_start")
-    if warm_start.layers is None and warm_start.embeddings is None:
-        yield Problem(path, "copies nothing; expected layers, embeddings or both")
-    if teachers.warm_start is None:
-        if warm_start.from_teacher is None and stage.teacher is None:
-            yield Problem(path, "the stage has no teacher to copy from; name one in warm_start.from_teacher")
-        return
-    student, teacher = student_shape(stage.student, "student"), teacher_shape(run, teachers.warm_start)
-    yield from _layer_problems(warm_start.layers, student, teacher, (*path, "layers"))
-    yield from _embedding_problems(warm_start.embeddings, student, teacher, (*path, "embeddings"))
-
-
-def _layer_problems(
-    layers: str | tuple[int, ...] | None, student: Shape, teacher: Shape, path: KeyPath
-) -> Iterator[Problem]:
-    if layers is None:
-        return
-    if isinstance(layers, tuple):
-        if len(layers) != student.num_hidden_layers:
-            message = (
-                f"got {len(layers)} teacher layers; expected one for each of the student's {student.num_hidden_layers}"
-            )
-            yield Problem(path, message)
-        depth = teacher.num_hidden_layers
-        for layer in sorted(set(layers)):
-            if depth is not None and layer >= depth:
-                message = f"got layer {layer}; expected 0 to {depth - 1}, since {teacher.name} has {depth} layers"
-                yield Problem(path, message)
-    elif teacher.num_hidden_layers is not None and (student.num_hidden_layers or 0) > teacher.num_hidden_layers:
-        message = f"the student has {student.num_hidden_layers} layers, {teacher.name} only {teacher.num_hidden_layers}"
-        yield Problem(path, f"{message}; give teacher layer indices to copy some twice")
-    for key in ("hidden_size", "intermediate_size", "num_attention_heads"):
-        own, other = getattr(student, key), getattr(teacher, key)
-        if other is not None and own != other:
-            message = (
-                f"layers cannot be copied between different shapes: the student's {key} is {own}, "
-                f"that of {teacher.name} {other}; make them equal, or leave layers out and start from embeddings: svd"
-            )
-            yield Problem(path, message)
-            return
-
-
-def _embedding_problems(embeddings: str | None, student: Shape, teacher: Shape, path: KeyPath) -> Iterator[Problem]:
-    if embeddings is None:
-        return
-    if student.vocab_size and teacher.vocab_size and student.vocab_size != teacher.vocab_size:
-        message = f"the student has {student.vocab_size} tokens, {teacher.name} {teacher.vocab_size}"
-        yield Problem(path, f"{message}; embeddings can only be taken from a model with the same tokenizer")
-    if teacher.hidden_size is None:
-        return
-    if embeddings == "svd":
-        width = student.projections or student.hidden_size or 0
-        if width > teacher.hidden_size:
-            message = f"the student's word table is {width} wide, {teacher.name} only {teacher.hidden_size}"
-            yield Problem(path, f"{message}; svd can only narrow, leave embeddings out")
-        return
-    if teacher.hidden_size != student.hidden_size:
-        message = f"the student is {student.hidden_size} wide, {teacher.name} {teacher.hidden_size}"
-        yield Problem(path, f"embeddings cannot be copied: {message}; write embeddings: svd to project them")
-    elif teacher.projections != student.projections:
-        message = "a factorised (bert_hash) table and a full one, or two of different projections, do not copy"
-        yield Problem(path, f"{message}; write embeddings: svd to project the words")

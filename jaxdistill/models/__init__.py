@@ -7,7 +7,7 @@ from jaxdistill.models.classes import class_order, reorder_classes
 from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
-from jaxdistill.models.derive import decoder_parameters, derive_config, readable, resolve_derived, student_config
+from jaxdistill.models.derive import decoder_parameters, derive_config, resolve_derived, student_config
 from jaxdistill.models.hub import resolve
 from jaxdistill.models.llama_config import LlamaConfig, RopeConfig
 from jaxdistill.models.outputs import OUTPUTS
@@ -32,7 +32,6 @@ __all__ = [
     "parameter_count",
     "parameter_shapes",
     "positions",
-    "readable",
     "reorder_classes",
     "resolve",
     "resolve_derived",

@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxdistill.config.families import student_fields
 from jaxdistill.config.model_schema import StudentConfig
+from jaxdistill.config.numbers import readable
 from jaxdistill.errors import ConfigError
 from jaxdistill.models.config import ModelConfig, config_from_hf
 from jaxdistill.models.llama_config import LLAMA_ARCHITECTURES, LlamaConfig, llama_to_hf
@@ -184,11 +185,3 @@ def decoder_parameters(config: LlamaConfig) -> int:
     feed_forward = 3 * width * inner + (2 * inner + width if config.mlp_bias else 0)
     tables = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
     return tables + config.num_hidden_layers * (attention + feed_forward + 2 * width) + width
-
-
-def readable(count: float) -> str:
-    """A number of parameters as people write it: 702M, 1.24B."""
-    for unit, sign in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= unit:
-            return f"{count / unit:.3g}{sign}"
-    return f"{count:.0f}"

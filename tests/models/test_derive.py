@@ -55,11 +55,6 @@ def test_published_counts():
     assert models.decoder_parameters(SMOLLM2_135M) == 134_515_008
 
 
-@pytest.mark.parametrize(("count", "text"), [(702_359_040, "702M"), (1.24e9, "1.24B"), (5e4, "50K"), (640.2, "640")])
-def test_numbers_of_parameters_as_people_write_them(count, text):
-    assert models.readable(count) == text
-
-
 # --- deriving --------------------------------------------------------------------------------------------------------
 
 
