@@ -11,7 +11,8 @@ from jaxdistill.config import build_chain, load_run
 from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.errors import DataError
 from jaxdistill.inference import Classifier, evaluate, evaluation_rows
-from jaxdistill.report.table import byte_size, decimals
+from jaxdistill.report.columns import decimals
+from jaxdistill.report.table import byte_size
 from jaxdistill.run_directory import config_path, is_run_directory, resolve_model
 
 if TYPE_CHECKING:

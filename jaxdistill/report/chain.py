@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from jaxdistill.report.columns import Column
 from jaxdistill.report.diagram import Node, columns
-from jaxdistill.report.table import QUALITY, Row, compact, short_name
+from jaxdistill.report.table import Row, compact, measures_of_rows, short_name
 
 
 def chain_nodes(rows: Sequence[Row], config: str) -> list[Node]:
@@ -23,12 +24,13 @@ def chain_nodes(rows: Sequence[Row], config: str) -> list[Node]:
       a node per row and per stage to come. A *control* is a stage from which nobody learns and whose shape is also
       that of a stage deeper in the chain.
     """
+    headline = measures_of_rows(rows).headline
     nodes = [
         Node(
             name=row.name,
             label=short_name(row.name),
             kind="given" if row.given else "stage",
-            lines=tuple(line for line in (_size(row), _headline(row)) if line),
+            lines=tuple(line for line in (_size(row), _headline(row, headline)) if line),
             teachers=row.teachers,
             title=f"{row.name}: {row.architecture}" if row.architecture else row.name,
         )
@@ -67,9 +69,9 @@ def _size(row: Row) -> str:
     return f"{compact(row.parameters)} parameters{seeds}" if row.parameters else seeds.strip()
 
 
-def _headline(row: Row) -> str:
-    accuracy = QUALITY[0].text(row.quality.get("validation"))
-    return f"accuracy {accuracy}" if accuracy else ""
+def _headline(row: Row, column: Column) -> str:
+    number = column.text(row.quality.get("validation"))
+    return f"{column.title} {number}" if number else ""
 
 
 def _configured(config: str) -> dict[str, tuple[str, ...]]:

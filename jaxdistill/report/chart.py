@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 _WIDTH, _HEIGHT = 440, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 22, 12, 34
@@ -23,13 +24,20 @@ class Series:
     faint: bool = False
 
 
-def line_chart(series: Sequence[Series], *, label: str, from_zero: bool = False, mark: float | None = None) -> str:
+def line_chart(
+    series: Sequence[Series],
+    *,
+    label: str,
+    vertical: Literal["data", "from_zero", "log"] = "data",
+    mark: float | None = None,
+) -> str:
     """An `<svg>` of lines over steps.
 
     Args:
       series: drawn in order, faint ones first; points that are not finite are left out.
       label: what the chart shows, for those who cannot see it.
-      from_zero: the vertical axis starts at 0 (losses); otherwise it spans the data.
+      vertical: the vertical axis spans the `data`, starts at 0 (losses), or is logarithmic (perplexities, which are
+        positive and fall by orders of magnitude).
       mark: a step to mark with a vertical line (the best checkpoint).
 
     Returns:
@@ -41,18 +49,20 @@ def line_chart(series: Sequence[Series], *, label: str, from_zero: bool = False,
     steps = [x for _, points in drawn for x, _ in points]
     values = [y for _, points in drawn for _, y in points]
     x_ticks = ticks(min(0.0, *steps), max(steps), most=6)
-    y_ticks = ticks(min(0.0, *values) if from_zero else min(values), max(values), most=6)
+    lowest = min(0.0, *values) if vertical == "from_zero" else min(values)
+    y_ticks = log_ticks(lowest, max(values)) if vertical == "log" else ticks(lowest, max(values), most=6)
+    scale = math.log if vertical == "log" else float
     x_range = (min(0.0, *steps), max(*steps, 1.0))
-    y_range = (y_ticks[0], y_ticks[-1])
+    bottom, top = scale(y_ticks[0]), scale(y_ticks[-1])
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_range[0]) / (x_range[1] - x_range[0])
-        up = (y - y_range[0]) / (y_range[1] - y_range[0])
+        up = (scale(y) - bottom) / (top - bottom)
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = _axes(x_ticks, y_ticks, x_range, place)
     if mark is not None and x_range[0] <= mark <= x_range[1]:
-        x, _ = place(mark, y_range[0])
+        x, _ = place(mark, y_ticks[0])
         parts.append(
             f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}">'
             f"<title>best checkpoint, step {mark:g}</title></line>"
@@ -76,6 +86,22 @@ def ticks(low: float, high: float, *, most: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{index * step:.15g}") for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round positive numbers for a logarithmic axis, two to seven, from at or below `low` to at or above `high`."""
+    if high < 3 * low:  # so narrow that it is nearly linear
+        return ticks(low, high, most=6)
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    decades = last - first
+    if decades > 3:
+        stride = math.ceil(decades / 6)
+        return [float(f"1e{power}") for power in range(first, last + stride, stride)]
+    digits = (1, 2, 5) if decades <= 2 else (1, 3)
+    found = [float(f"{digit}e{power}") for power in range(first, last + 1) for digit in digits]
+    start = max(index for index, value in enumerate(found) if value <= low * (1 + 1e-9))
+    end = min(index for index, value in enumerate(found) if value >= high * (1 - 1e-9))
+    return found[start : end + 1]
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

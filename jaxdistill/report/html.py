@@ -11,16 +11,14 @@ from typing import Any
 from jaxdistill.atomic import atomic_write_text
 from jaxdistill.report.chain import chain_nodes
 from jaxdistill.report.chart import Series, line_chart
+from jaxdistill.report.columns import Column, Estimate, Measures, measures_of
 from jaxdistill.report.diagram import chain_diagram
 from jaxdistill.report.table import (
-    QUALITY,
     SPLITS,
-    TRAINING,
-    Column,
-    Estimate,
     Row,
     byte_size,
     compact,
+    measures_of_rows,
     short_name,
     summary_rows,
 )
@@ -140,22 +138,27 @@ def _results(rows: Sequence[Row]) -> str:
     if not rows:
         return '<p class="empty">No stage has finished yet.</p>'
     splits = [split for split in SPLITS if any(row.quality.get(split) for row in rows)]
-    quality, closeness = QUALITY[:3], QUALITY[3:]
+    measures = measures_of_rows(rows)
     sizes = {row.name: f'<td title="{row.parameters or 0:,}">{compact(row.parameters)}</td>' for row in rows}
     disk = {row.name: f'<td title="{row.bytes or 0:,}">{byte_size(row.bytes)}</td>' for row in rows}
     first = {row.name: _text_cell(row.source) + sizes[row.name] for row in rows}
     second = {row.name: _text_cell(row.architecture) + disk[row.name] for row in rows}
     return "\n".join(
         (
-            _table(rows, ("learns from", "parameters"), first, [_Group(split, quality, split) for split in splits]),
+            _table(
+                rows, ("learns from", "parameters"), first, [_Group(split, measures.quality, split) for split in splits]
+            ),
             "<h3>Closeness to the own teacher, and cost</h3>",
             _table(
                 rows,
                 ("architecture", "bytes"),
                 second,
-                [*(_Group(split, closeness, split) for split in splits), _Group("training", TRAINING)],
+                [
+                    *(_Group(split, measures.closeness, split) for split in splits),
+                    _Group("training", measures.training),
+                ],
             ),
-            _notes(rows),
+            _notes(rows, measures),
         )
     )
 
@@ -203,8 +206,8 @@ def _number(column: Column, estimates: Mapping[str, Estimate]) -> str:
     return f'{mean}<span class="deviation"> ± {deviation}</span>' if plus_minus else mean
 
 
-def _notes(rows: Sequence[Row]) -> str:
-    meanings = "; ".join(f"{column.title}: {column.meaning}" for column in QUALITY)
+def _notes(rows: Sequence[Row], measures: Measures) -> str:
+    meanings = "; ".join(f"{column.title}: {column.meaning}" for column in measures.evaluated)
     notes = [f"{meanings[0].upper()}{meanings[1:]}.", "Checkpoints were chosen on validation; test is only reported."]
     if any(len(row.members) > 1 for row in rows):
         notes.append("Repeated stages: mean ± sample standard deviation over seeds; the first seed is handed on.")
@@ -229,33 +232,48 @@ def _curves(rows: Sequence[Row], metrics: Metrics) -> str:
 
 
 def _card(name: str, metrics: Metrics, best: Estimate | None) -> str:
-    """Loss and validation accuracy of one stage; of a repeated one, the other seeds stand faint behind the first."""
-    mark = best.mean if best else None
+    """Loss and validation of one stage; of a repeated one, the other seeds stand faint behind the first."""
+    charts = _loss_chart(name, metrics) + _validation_chart(name, metrics, best.mean if best else None)
+    seeds = f' <span class="facts">({len(metrics)} seeds)</span>' if len(metrics) > 1 else ""
+    return f'<section class="card"><h3>{escape(name)}{seeds}</h3><div class="pair">{charts}</div></section>\n'
+
+
+def _loss_chart(name: str, metrics: Metrics) -> str:
     losses = [
         Series(title, key, _points(logged, "train", key), faint=index > 0)
         for key, title in _LOSSES
         for index, logged in enumerate(metrics.values())
-    ]
-    accuracy = [
-        Series(stage, "accuracy", _points(logged, "validation", "accuracy"), dots=True, faint=index > 0)
-        for index, (stage, logged) in enumerate(metrics.items())
     ]
     losses = [series for series in losses if any(value for _, value in series.points)]  # no teacher: KD is 0 throughout
     shown = {series.style: series.name for series in losses}
     if len(shown) == 2:  # the total repeats the only term; the term says more
         losses = [series for series in losses if series.style != "loss"]
         shown.pop("loss", None)
-    left = line_chart(losses, label=f"{name}: training loss by step", from_zero=True)
-    right = line_chart(accuracy, label=f"{name}: validation accuracy by step", mark=mark)
-    charts = ""
-    if left:
-        legend = "".join(f'<span><i class="{style}"></i>{escape(title)}</span>' for style, title in shown.items())
-        charts += f'<div><p class="legend"><b>training loss</b> &ensp;{legend}</p>{left}</div>'
-    if right:
-        legend = '<span><i class="mark"></i>best checkpoint</span>' if mark is not None else ""
-        charts += f'<div><p class="legend"><b>validation accuracy</b> &ensp;{legend}</p>{right}</div>'
-    seeds = f' <span class="facts">({len(metrics)} seeds)</span>' if len(metrics) > 1 else ""
-    return f'<section class="card"><h3>{escape(name)}{seeds}</h3><div class="pair">{charts}</div></section>\n'
+    chart = line_chart(losses, label=f"{name}: training loss by step", vertical="from_zero")
+    return _titled("training loss", shown, chart) if chart else ""
+
+
+def _validation_chart(name: str, metrics: Metrics, mark: float | None) -> str:
+    """The headline of the evaluations; of a language model also its teachers' perplexity, which does not move."""
+    keys = {key for logged in metrics.values() for row in logged if row.get("kind") == "validation" for key in row}
+    measured = measures_of(keys).headline
+    series = [
+        Series(stage, measured.key, _points(logged, "validation", measured.key), dots=True, faint=index > 0)
+        for index, (stage, logged) in enumerate(metrics.items())
+    ]
+    theirs = _points(next(iter(metrics.values())), "validation", f"teacher_{measured.key}")
+    series += [Series("teacher", "teacher", theirs)] if theirs else []
+    vertical = "log" if measured.key == "perplexity" else "data"
+    chart = line_chart(series, label=f"{name}: validation {measured.title} by step", vertical=vertical, mark=mark)
+    shown = {"teacher": "teacher"} if theirs else {}
+    shown |= {"mark": "best checkpoint"} if mark is not None else {}
+    return _titled(f"validation {measured.title}", shown, chart) if chart else ""
+
+
+def _titled(title: str, legend: Mapping[str, str], chart: str) -> str:
+    """A chart under its title and the names of its lines, by their styles."""
+    names = "".join(f'<span><i class="{style}"></i>{escape(name)}</span>' for style, name in legend.items())
+    return f'<div><p class="legend"><b>{escape(title)}</b> &ensp;{names}</p>{chart}</div>'
 
 
 def _points(logged: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[tuple[float, float]]:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from jaxdistill.report.columns import Estimate, Measures, measures_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SPLITS = ("validation", "test")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and the sample standard deviation (None for a single value)."""
-
-    mean: float
-    deviation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,49 +41,6 @@ class Row:
         return "given" if self.given else " + ".join(map(short_name, self.teachers)) or "labels"
 
 
-@dataclass(frozen=True)
-class Column:
-    """How one number of a row is titled, explained and written."""
-
-    key: str
-    title: str
-    write: Callable[[float], str]
-    meaning: str = ""
-
-    def text(self, estimates: Mapping[str, Estimate] | None) -> str:
-        """`mean` or `mean ± deviation`; an empty string where nothing was measured."""
-        estimate = (estimates or {}).get(self.key)
-        if estimate is None:
-            return ""
-        mean = self.write(estimate.mean)
-        deviation = None if estimate.deviation is None else self.write(estimate.deviation)
-        return mean if deviation in (None, "0") else f"{mean} ± {deviation}"  # "0": counts that do not vary
-
-
-def decimals(value: float) -> str:
-    """Four decimals, or two digits of what they would show as almost nothing."""
-    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.1e}"
-
-
-QUALITY = (
-    Column("accuracy", "accuracy", "{:.4f}".format, "share of examples with the right label"),
-    Column("f1", "F1", "{:.4f}".format, "F1 (binary: of label 1; otherwise macro)"),
-    Column("retention", "retention", "{:.1%}".format, "accuracy divided by the first teacher's"),
-    Column("agreement", "agreement", "{:.4f}".format, "share of examples given the same label as by its own teacher"),
-    Column(
-        "kl",
-        "KL",
-        decimals,
-        "mean KL(teacher ‖ student) at temperature 1, in nats",
-    ),
-)
-TRAINING = (
-    Column("steps", "steps", "{:,.0f}".format, "optimizer updates"),
-    Column("examples_per_second", "examples/s", "{:,.0f}".format, "training throughput"),
-    Column("seconds", "seconds", "{:,.0f}".format, "training time, evaluation and compilation included"),
-)
-
-
 def summary_rows(summary: Mapping[str, Any]) -> list[Row]:
     """Rows in the order of the summary, the seeds of one stage gathered under the place of its first.
 
@@ -112,11 +63,17 @@ def print_table(summary: Mapping[str, Any], console: Console) -> None:
     if not rows:
         console.print("no stage has finished yet")
         return
-    console.print(_models_table(rows))
+    measures = measures_of_rows(rows)
+    console.print(_models_table(rows, measures))
     for split in SPLITS:
         if any(row.quality.get(split) for row in rows):
             console.print()
-            console.print(_quality_table(rows, split))
+            console.print(_quality_table(rows, split, measures))
+
+
+def measures_of_rows(rows: Iterable[Row]) -> Measures:
+    """What to show of these rows, by what was measured on any of them."""
+    return measures_of({key for row in rows for metrics in row.quality.values() for key in metrics})
 
 
 def short_name(name: str) -> str:
@@ -191,23 +148,27 @@ def _stage_label(row: Row) -> str:
     return f"{name} × {len(row.members)} seeds" if len(row.members) > 1 else name
 
 
-def _models_table(rows: list[Row]) -> Any:
+def _models_table(rows: Sequence[Row], measures: Measures) -> Any:
     table = _table("Models", left=("stage", "learns from", "architecture"))
-    for title in ("params", "bytes", *(column.title for column in TRAINING)):
+    for title in ("params", "bytes", *(column.title for column in measures.training)):
         table.add_column(title, justify="right", min_width=len(title))
     for row in rows:
-        numbers = [compact(row.parameters), byte_size(row.bytes), *(column.text(row.train) for column in TRAINING)]
+        numbers = [
+            compact(row.parameters),
+            byte_size(row.bytes),
+            *(column.text(row.train) for column in measures.training),
+        ]
         _add(table, _stage_label(row), row.source, row.architecture, *numbers)
     return table
 
 
-def _quality_table(rows: list[Row], split: str) -> Any:
+def _quality_table(rows: Sequence[Row], split: str, measures: Measures) -> Any:
     title = "Validation (chose the checkpoints)" if split == "validation" else "Test (only reported)"
     table = _table(title, left=("stage",))
-    for title in ("params", *(column.title for column in QUALITY)):
+    for title in ("params", *(column.title for column in measures.evaluated)):
         table.add_column(title, justify="right", min_width=len(title))
     for row in rows:
-        numbers = (column.text(row.quality.get(split)) for column in QUALITY)
+        numbers = (column.text(row.quality.get(split)) for column in measures.evaluated)
         _add(table, _stage_label(row), compact(row.parameters), *numbers)
     return table
 

@@ -45,9 +45,7 @@ class Summary:
 
 
 def _retention(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
-    """What is left of the first teacher, for each split evaluated of both: accuracy as a share of its accuracy, or its
-    perplexity as a share of perplexity.
-    """
+    """What is left of the first teacher, for each split: accuracy divided by its, or its perplexity by the row's."""
     found = {}
     for split, ours in row["eval"].items():
         theirs = first["eval"].get(split, {})

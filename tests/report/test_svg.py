@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from run_fixture import CONFIG, summary
 
 from jaxdistill.report.chain import chain_nodes
-from jaxdistill.report.chart import Series, line_chart, ticks
+from jaxdistill.report.chart import Series, line_chart, log_ticks, ticks
 from jaxdistill.report.diagram import Node, chain_diagram
 from jaxdistill.report.table import summary_rows
 
@@ -51,6 +51,16 @@ def test_ticks_are_few_round_and_cover_the_range(a, b, most):
     assert 2 <= len(found) <= most + 1
     assert found[0] <= low + 1e-6 * step
     assert found[-1] >= high - 1e-6 * step
+
+
+@given(st.floats(1e-3, 1e12), st.floats(1e-3, 1e12))
+def test_logarithmic_ticks_are_few_positive_and_cover_the_range(a, b):
+    low, high = min(a, b), max(a, b)
+    found = log_ticks(low, high)
+    assert 2 <= len(found) <= 7
+    assert 0 < found[0] <= low * (1 + 1e-6)
+    assert found[-1] >= high * (1 - 1e-6)
+    assert found == sorted(set(found))
 
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.floats(-1e3, 1e3)), min_size=1, max_size=50))
