@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.models.outputs import Request
+from jaxdistill.parallel.rules import constrain
 from jaxdistill.typing import Array, Float, Params
 
 STACKS = ("encoder", "decoder")
@@ -64,6 +65,7 @@ class Layers:
         of the others. `final` makes the last hidden states of the last layer's output.
         """
         how = [{**(each[layer] if each else {}), "wanted": request.at(layer)} for layer in range(self.count)]
+        x = constrain(x, "batch", None, None)
         collected: dict[str, dict[int, Array]] = {"hidden_states": {0: x}}
         for layers, params in self._segments(how):
             body = self._rematerialised(partial(self._layer, **context, **how[layers[0]]), scan=len(layers) > 1)
@@ -89,7 +91,8 @@ class Layers:
 
     def _layer(self, x: Array, own: tuple[Params, Params], **how: Any) -> tuple[Array, dict[str, Array]]:
         params, row = own
-        return nnx.merge(self.graphdef, nnx.State(params))(x, **row, **how)
+        x, signals = nnx.merge(self.graphdef, nnx.State(params))(x, **row, **how)
+        return constrain(x, "batch", None, None), signals
 
     def _segments(self, how: list[dict[str, Any]]) -> Iterator[tuple[range, Any]]:
         """(layers, their parameters): stacked for several neighbours called the same way, plain for one."""

@@ -1,7 +1,8 @@
-"""One mesh of named axes (data, fsdp, tensor) and the two placements a data-parallel step needs."""
+"""One mesh of named axes (data, fsdp, tensor), and how batches and replicated trees are placed on it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,47 +12,80 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.config.schema import ParallelConfig
 from jaxdistill.errors import ConfigError
+from jaxdistill.parallel.rules import RULES, partition_spec
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec("data")
-"""How a batch is laid out: its leading axis over `data`, everything else whole on every device."""
+BATCH_AXES = RULES["batch"]
+"""The mesh axes that share the rows of a batch."""
 
 
 def make_mesh(parallel: ParallelConfig | None = None, *, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a run: `data` × `fsdp` × `tensor` devices, with automatic (not explicit) axis types.
 
+    Neighbours on `tensor`, which talk most, are neighbours among the devices.
+
     Args:
-      parallel: sizes of the axes; −1 means whatever the other axes leave. Default: every device on `data`.
+      parallel: sizes of the axes; −1, once, means whatever the other axes leave. Default: every device on `data`.
       devices: the devices to use; default all. A product smaller than their number uses the first ones.
 
     Raises:
-      ConfigError: more devices asked for than there are, a number that does not divide, or a size of 0.
+      ConfigError: more devices asked for than there are, a number that does not divide, a size of 0, more than one
+        −1, or `pmap` with an axis other than `data`.
     """
     parallel = parallel or ParallelConfig()
     devices = list(jax.devices() if devices is None else devices)
-    fixed = parallel.fsdp * parallel.tensor
-    data = parallel.data
-    if data == 0:
-        raise ConfigError("parallel.data: 0 devices; write -1 for all that are left, or a positive number")
-    if data == -1:
-        if len(devices) % fixed:
-            raise ConfigError(
-                f"parallel: {len(devices)} devices cannot be divided by fsdp × tensor = {parallel.fsdp} × "
-                f"{parallel.tensor}; choose sizes whose product divides {len(devices)}"
-            )
-        data = len(devices) // fixed
-    if data * fixed > len(devices):
+    sizes = _sizes({axis: getattr(parallel, axis) for axis in AXES}, devices)
+    if parallel.strategy == "pmap":
+        check_pmap(sizes)
+    used = math.prod(sizes.values())
+    if used < len(devices) and jax.process_count() > 1:
         raise ConfigError(
-            f"parallel: data × fsdp × tensor = {data} × {parallel.fsdp} × {parallel.tensor} needs {data * fixed} "
-            f"devices, {len(devices)} {devices[0].platform} device(s) found; write data: -1 to use what there is"
-        )
-    if data * fixed < len(devices) and jax.process_count() > 1:
-        raise ConfigError(
-            f"parallel: data × fsdp × tensor = {data * fixed} leaves some of the {len(devices)} devices of "
+            f"parallel: data × fsdp × tensor = {used} leaves some of the {len(devices)} devices of "
             f"{jax.process_count()} processes without work; write data: -1"
         )
-    grid = np.asarray(devices[: data * fixed]).reshape(data, parallel.fsdp, parallel.tensor)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
+
+
+def _sizes(asked: dict[str, int], devices: Sequence[Any]) -> dict[str, int]:
+    """The axes' sizes, with what −1 stands for."""
+    for axis, size in asked.items():
+        if size == 0 or size < -1:
+            raise ConfigError(f"parallel.{axis}: {size} devices; write -1 for all that are left, or a positive number")
+    free = [axis for axis, size in asked.items() if size == -1]
+    if len(free) > 1:
+        raise ConfigError(
+            f"parallel: {' and '.join(free)} are -1 at the same time; one axis alone can take what the others leave"
+        )
+    fixed = math.prod(size for size in asked.values() if size != -1)
+    if not free:
+        if fixed > len(devices):
+            raise ConfigError(
+                f"parallel: data × fsdp × tensor = {' × '.join(map(str, asked.values()))} needs {fixed} devices, "
+                f"{len(devices)} {devices[0].platform} device(s) found; write data: -1 to use what there is"
+            )
+        return asked
+    if len(devices) % fixed:
+        others = {axis: size for axis, size in asked.items() if size != -1}
+        raise ConfigError(
+            f"parallel: {len(devices)} devices cannot be divided by {' × '.join(others)} = "
+            f"{' × '.join(map(str, others.values()))}; choose sizes whose product divides {len(devices)}"
+        )
+    return {axis: len(devices) // fixed if size == -1 else size for axis, size in asked.items()}
+
+
+def check_pmap(sizes: Any) -> None:
+    """Raise unless a mesh of these sizes is one that `pmap` can use.
+
+    Raises:
+      ConfigError: an axis other than `data` has several devices, or there are several processes.
+    """
+    if sizes["fsdp"] * sizes["tensor"] > 1:
+        raise ConfigError(
+            f"parallel.strategy: pmap splits batches only, but fsdp × tensor = {sizes['fsdp']} × {sizes['tensor']}; "
+            "write strategy: jit, or set both to 1"
+        )
+    if jax.process_count() > 1:
+        raise ConfigError("parallel.strategy: pmap runs in one process; write strategy: jit for several")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -60,8 +94,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: leading axis over `data`."""
-    return NamedSharding(mesh, BATCH)
+    """The sharding of a batch: leading axis over `data` and `fsdp`, everything else whole on every device."""
+    return NamedSharding(mesh, partition_spec(("batch",), (batch_devices(mesh),), mesh))
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_divisible(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
@@ -70,7 +109,7 @@ def check_divisible(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None
     Raises:
       ConfigError: names the three numbers and the nearest batch sizes that work.
     """
-    devices = mesh.shape["data"]
+    devices = batch_devices(mesh)
     unit = devices * accumulate
     if batch_size % unit:
         below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
@@ -83,20 +122,71 @@ def check_divisible(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None
 
 def whole_batches(batch_size: int, mesh: Mesh) -> int:
     """The smallest batch size not below `batch_size` that the data-parallel devices divide (for evaluation)."""
-    devices = mesh.shape["data"]
+    devices = batch_devices(mesh)
     return -(-batch_size // devices) * devices
 
 
+def host_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process gives part `index` of every batch's `count` equal parts.
+
+    Processes whose devices hold the same rows (`tensor` across hosts) share an index.
+
+    Raises:
+      ConfigError: a process's devices hold rows that are not neighbours, or some that only a part of another's do.
+    """
+    parts = batch_devices(mesh)
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((parts,)).items():
+        held.setdefault(device.process_index, set()).update(range(parts)[rows])
+    shares = {tuple(sorted(rows)) for rows in held.values()}
+    size = len(next(iter(shares)))
+    if any(rows != tuple(range(rows[0], rows[0] + size)) or rows[0] % size for rows in shares):
+        raise ConfigError(
+            "parallel: the processes' devices cannot read equal parts of a batch on this mesh; choose sizes of fsdp "
+            f"and tensor that divide, or are multiples of, the {jax.local_device_count()} devices of a process"
+        )
+    return min(held[jax.process_index()]) // size, parts // size
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Place a batch (any tree of arrays with a leading axis B) on `mesh`, B split over `data`.
+    """Place a batch (any tree of arrays with a leading axis B) on `mesh`, B split over `data` and `fsdp`.
+
+    With several processes each gives its own rows, its part (`host_share`) of B. What is on the mesh already passes
+    through.
 
     Raises:
       ConfigError: B is not a multiple of the number of data-parallel devices.
     """
-    check_divisible(int(np.shape(jax.tree.leaves(batch)[0])[0]), mesh)
-    return jax.device_put(batch, batch_sharding(mesh))
+    leaves = jax.tree.leaves(batch)
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1 or getattr(leaves[0], "sharding", None) == sharding:
+        check_divisible(int(np.shape(leaves[0])[0]), mesh)
+        return jax.device_put(batch, sharding)
+    check_divisible(int(np.shape(leaves[0])[0]) * host_share(mesh)[1], mesh)
+    return jax.make_array_from_process_local_data(sharding, jax.tree.map(np.asarray, batch))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Place a tree, the same in every process, by a sharding or a tree of them (or a prefix of it).
+
+    Nothing is copied that is there already, and nothing passes between processes.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    return jax.tree.map(_place_leaf, tree, jax.tree.broadcast(shardings, tree))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Place a tree whole on every device of `mesh` (no copy of what is already there)."""
-    return jax.device_put(tree, replicated(mesh))
+    return place(tree, replicated(mesh))
+
+
+def _place_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """One leaf in this process's part of the mesh; a random key as its data."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf if leaf.sharding == sharding else jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _place_leaf(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])

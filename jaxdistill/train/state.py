@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from jaxdistill.parallel import make_mesh, replicated
+from jaxdistill.models import Model
+from jaxdistill.models.axes import param_shardings
+from jaxdistill.parallel import make_mesh, place, replicated
 from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.typing import Params, PRNGKeyArray, Scalar
 
@@ -42,8 +44,10 @@ def init_state(
     optimizer: optax.GradientTransformation | GuardedTransformation,
     key: PRNGKeyArray,
     mesh: Mesh | None = None,
+    *,
+    model: Any = None,
 ) -> TrainState:
-    """A fresh `TrainState`, replicated over `mesh` and made under `jit`, so that the step compiles only once.
+    """A fresh `TrainState`, laid out over `mesh` and made under `jit`, so that the step compiles only once.
 
     Args:
       model_or_params: a model (its `init(key)` makes the parameters) or parameters, which are copied: the caller's
@@ -51,23 +55,76 @@ def init_state(
       optimizer: whose state to initialise.
       key: typed key; one half initialises the model, the other becomes the state's key.
       mesh: default, the first device alone.
-    """
-    sharding = replicated(mesh if mesh is not None else make_mesh(devices=jax.devices()[:1]))
+      model: whose the parameters are, if parameters are given; see `state_shardings`. None: whole on every device.
 
-    def build(given: Params | None, key: PRNGKeyArray) -> TrainState:
+    Raises:
+      ConfigError: the mesh cannot share the model's heads.
+    """
+    mesh = mesh if mesh is not None else make_mesh(devices=jax.devices()[:1])
+    given = None if hasattr(model_or_params, "init") else model_or_params
+    shardings = state_shardings(model_or_params if given is None else model, optimizer, mesh)
+
+    def build(params: Params | None, key: PRNGKeyArray) -> TrainState:
         init_key, train_key = jax.random.split(key)
         # jit hands an input that is returned unchanged back as the same buffer, hence the copy
-        params = model_or_params.init(init_key) if given is None else jax.tree.map(jnp.copy, given)
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            opt_state=optimizer.init(params),
-            key=train_key,
-            skipped=jnp.int32(0),
-            skipped_in_a_row=jnp.int32(0),
-        )
+        params = model_or_params.init(init_key) if params is None else jax.tree.map(jnp.copy, params)
+        return _fresh(params, optimizer, train_key)
 
-    params = None if hasattr(model_or_params, "init") else model_or_params
-    if params is not None:
-        params = jax.device_put(params, sharding)
-    return jax.jit(build, out_shardings=sharding)(params, jax.device_put(key, sharding))
+    if given is not None:
+        given = place(given, shardings.params if isinstance(shardings, TrainState) else shardings)
+    return jax.jit(build, out_shardings=shardings)(given, place(key, replicated(mesh)))
+
+
+def abstract_state(
+    model: Any, optimizer: optax.GradientTransformation | GuardedTransformation, mesh: Mesh
+) -> TrainState:
+    """What `init_state(model, optimizer, key, mesh)` returns, as shapes with shardings: a restore's template."""
+    shapes = _shapes(model, optimizer)
+    shardings = jax.tree.broadcast(state_shardings(model, optimizer, mesh), shapes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def state_shardings(
+    model: Any, optimizer: optax.GradientTransformation | GuardedTransformation, mesh: Mesh
+) -> NamedSharding | TrainState:
+    """Where the leaves of a model's `TrainState` lie: parameters by their logical axes, their moments beside them.
+
+    Everything else (step, key, counters) is whole on every device, and so is all of it where the mesh has only the
+    `data` axis, or where the model is no `models.Model`: then this is one sharding instead of a tree of them.
+
+    Raises:
+      ConfigError: the mesh cannot share the model's heads.
+    """
+    whole = replicated(mesh)
+    if not isinstance(model, Model) or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return whole
+    shapes = _shapes(model, optimizer)
+    shardings = dict(jax.tree.leaves_with_path(param_shardings(model, mesh)))
+    sizes = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes.params)}
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        """That of the parameter whose path this one ends with, if it has its shape."""
+        ends = (path[start:] for start in range(len(path)))
+        return next((shardings[end] for end in ends if sizes.get(end) == leaf.shape), whole)
+
+    return jax.tree.map_with_path(sharding, shapes)
+
+
+def _fresh(
+    params: Params, optimizer: optax.GradientTransformation | GuardedTransformation, key: PRNGKeyArray
+) -> TrainState:
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=key,
+        skipped=jnp.int32(0),
+        skipped_in_a_row=jnp.int32(0),
+    )
+
+
+def _shapes(model: Any, optimizer: optax.GradientTransformation | GuardedTransformation) -> TrainState:
+    """A fresh state as shapes."""
+    return jax.eval_shape(lambda key: _fresh(model.init(key), optimizer, key), jax.random.key(0))

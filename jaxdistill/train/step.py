@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,9 +15,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.distill import Metrics, Objective, Teacher
 from jaxdistill.errors import ConfigError
-from jaxdistill.parallel import batch_sharding, check_divisible, make_mesh, put_batch, replicate, replicated
+from jaxdistill.models import Model
+from jaxdistill.models.axes import check_mesh, param_shardings
+from jaxdistill.parallel import (
+    BATCH_AXES,
+    Layout,
+    batch_devices,
+    batch_sharding,
+    check_divisible,
+    check_pmap,
+    make_mesh,
+    place,
+    put_batch,
+    replicate,
+    replicated,
+)
 from jaxdistill.train.adamw import GuardedTransformation, guarded
-from jaxdistill.train.state import TrainState
+from jaxdistill.train.state import TrainState, abstract_state, state_shardings
 from jaxdistill.typing import Batch, Params, Scalar
 
 _AXIS = "data"
@@ -32,6 +47,7 @@ def make_train_step(
     strategy: Literal["jit", "pmap"] = "jit",
     accumulate: int = 1,
     donate: bool = True,
+    teacher_layout: Layout = "same",
 ) -> TrainStep:
     """One training step as one compiled program per batch shape.
 
@@ -40,10 +56,12 @@ def make_train_step(
       teachers: whose signals the objective reads, in the order of the `teacher_params` given to the step.
       objective: terms to loss and metrics.
       optimizer: the whole update, clipping included; any Optax transformation, or `build_optimizer`'s.
-      mesh: devices; the batch is split over its `data` axis, everything else is replicated. Default: the first device.
-      strategy: `jit` over the mesh, or the same computation through `jax.pmap`.
+      mesh: devices; the batch is split over `data` and `fsdp`, parameters and optimizer state of a `models.Model` over
+        `fsdp` and `tensor` by its logical axes; everything else is replicated. Default: the first device.
+      strategy: `jit` over the mesh, or the same computation through `jax.pmap` (over `data` alone).
       accumulate: micro-batches per update, scanned over inside the step; they are weighted by their real counts.
       donate: let the step reuse the state's memory; the state passed in is then gone.
+      teacher_layout: how teachers' parameters are laid out: as a student's, whole, or over one axis alone.
 
     Returns:
       step(state, teacher_params, batch) -> (state, metrics). Metrics are (sum, count) on the device: those of the
@@ -51,7 +69,8 @@ def make_train_step(
       neither parameters nor optimizer state; its metrics count nothing except `skipped`.
 
     Raises:
-      ConfigError: accumulate < 1, or the objective reads a teacher and there is none.
+      ConfigError: accumulate < 1, the objective reads a teacher and there is none, `pmap` on a mesh of other axes than
+        `data`, or a mesh that cannot share the heads of student or teacher.
     """
     if accumulate < 1:
         raise ConfigError(f"accumulate: {accumulate} micro-batches; at least 1 is needed")
@@ -59,7 +78,7 @@ def make_train_step(
         raise ConfigError(f"the loss reads {', '.join(objective.teacher_outputs)} of a teacher, but none was given")
     mesh = mesh if mesh is not None else make_mesh(devices=jax.devices()[:1])
     program = _Program(student, tuple(teachers), objective, guarded(optimizer), accumulate)
-    return TrainStep(program, mesh, strategy=strategy, donate=donate)
+    return TrainStep(program, mesh, strategy=strategy, donate=donate, teacher_layout=teacher_layout)
 
 
 @dataclass(frozen=True)
@@ -80,14 +99,18 @@ class _Program:
         *,
         split: Callable[[Batch, int], Batch],
         total: Callable[[Any], Any],
+        mesh: Mesh | None,
     ) -> tuple[TrainState, Metrics]:
-        """One update. `split` cuts the batch into micro-batches, `total` sums a tree over devices."""
+        """One update. `split` cuts the batch into micro-batches, `total` sums a tree over devices.
+
+        mesh: over which the arrays are spread; None if they are all here.
+        """
         counts = total(self.objective.counts(batch))
-        gradients, loss, metrics = self._gradients(state, teacher_params, batch, counts, split)
+        gradients, loss, metrics = self._gradients(state, teacher_params, batch, counts, split, mesh)
         gradients, loss, metrics = total((gradients, loss, metrics))
         return _update(self.optimizer, state, gradients, loss, metrics)
 
-    def _gradients(self, state, teacher_params, batch, counts, split) -> tuple[Params, Scalar, Metrics]:
+    def _gradients(self, state, teacher_params, batch, counts, split, mesh) -> tuple[Params, Scalar, Metrics]:
         """Gradient, loss and metrics of the batch, each a sum over its micro-batches."""
         key = jax.random.fold_in(state.key, state.step)
 
@@ -100,7 +123,7 @@ class _Program:
             ]
             # the same key for every part: the model tells examples apart by their example_id
             learned = self.student.apply(params, part, self.objective.student_outputs, key)
-            return self.objective(learned, taught, part, counts=counts)
+            return self.objective(learned, taught, part, counts=counts, mesh=mesh)
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:
@@ -145,32 +168,46 @@ class TrainStep:
     """A compiled step and the placement it expects; made by `make_train_step`.
 
     State, teacher parameters and batches are placed by `put_state`, `put_params` and `put_batch`, and `get_state` gives
-    the ordinary state back: the same calls whatever the strategy. Under `jit`, a state made by `init_state` on the
-    same mesh needs no placing. A batch on the host is placed when the step is called.
+    the ordinary state back: the same calls whatever the strategy. Under `jit`, a state made by `init_state` for the
+    same model on the same mesh, or restored into `abstract_state`, needs no placing. A batch on the host is placed when
+    the step is called.
     """
 
-    def __init__(self, program: _Program, mesh: Mesh, *, strategy: Literal["jit", "pmap"], donate: bool) -> None:
+    def __init__(
+        self,
+        program: _Program,
+        mesh: Mesh,
+        *,
+        strategy: Literal["jit", "pmap"],
+        donate: bool,
+        teacher_layout: Layout = "same",
+    ) -> None:
         self.mesh = mesh
         self.strategy = strategy
         self.trace_count = 0
         self._program = program
+        self._teacher_layout: Layout = teacher_layout
         donated = (0,) if donate else ()
         if strategy == "pmap":
+            check_pmap(mesh.shape)
             # pmap's own mesh has this one axis: arrays placed on any other would be a second trace
             self._stacked = NamedSharding(Mesh(mesh.devices.reshape(-1), (_AXIS,)), PartitionSpec(_AXIS))
             self._compiled = jax.pmap(
-                self._traced(_split_rows, lambda tree: jax.lax.psum(tree, _AXIS)),
+                self._traced(_split_rows, lambda tree: jax.lax.psum(tree, _AXIS), None),
                 axis_name=_AXIS,
                 out_axes=(0, None),
                 donate_argnums=donated,
                 devices=list(mesh.devices.flat),
             )
         else:
-            whole = replicated(mesh)
+            for model in filter(None, map(_model_of, program.teachers)):
+                check_mesh(model, mesh)
+            self._state_shardings = state_shardings(program.student, program.optimizer, mesh)
             self._compiled = jax.jit(
-                self._traced(self._split_sharded, lambda tree: tree),
-                in_shardings=(whole, whole, batch_sharding(mesh)),
-                out_shardings=(whole, whole),
+                self._traced(self._split_sharded, lambda tree: tree, mesh if mesh.size > 1 else None),
+                # teachers' parameters lie where `put_params` has put them: what they are, only the teacher knows
+                in_shardings=(self._state_shardings, None, batch_sharding(mesh)),
+                out_shardings=(self._state_shardings, replicated(mesh)),
                 donate_argnums=donated,
             )
 
@@ -190,29 +227,31 @@ class TrainStep:
         return self._compiled.lower(state, tuple(teacher_params), self.put_batch(batch))
 
     def put_batch(self, batch: Batch) -> Batch:
-        """The batch where the step wants it; one that is already there passes through.
+        """The batch where the step wants it; one that is already there passes through. See `parallel.put_batch`.
 
         Raises:
           ConfigError: it cannot be divided evenly between devices and micro-batches.
         """
+        rows = int(np.shape(batch["input_ids"])[0])
         if self.strategy == "pmap":
             if np.ndim(batch["input_ids"]) == 3:
                 return batch
-            self._check_batch(batch)
+            check_divisible(rows, self.mesh, accumulate=self._program.accumulate)
             devices = self.mesh.shape[_AXIS]
             return jax.device_put(jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch), self._stacked)
-        self._check_batch(batch)
-        return put_batch(batch, self.mesh)
+        placed = put_batch(batch, self.mesh)
+        check_divisible(placed["input_ids"].shape[0], self.mesh, accumulate=self._program.accumulate)
+        return placed
 
     def put_state(self, state: TrainState) -> TrainState:
         """An ordinary state (from `init_state` or a checkpoint) where the step wants it."""
-        return self._put(state)
+        return self._stack(state) if self.strategy == "pmap" else place(state, self._state_shardings)
 
     def put_params(self, teacher_params: Sequence[Params]) -> tuple[Params, ...]:
         """The teachers' parameters where the step wants them: once per stage."""
-        teachers = self._program.teachers
         return tuple(
-            self._put(teacher.prepare(params)) for teacher, params in zip(teachers, teacher_params, strict=True)
+            self._put_teacher(teacher, params)
+            for teacher, params in zip(self._program.teachers, teacher_params, strict=True)
         )
 
     def get_state(self, state: TrainState) -> TrainState:
@@ -221,33 +260,48 @@ class TrainStep:
             return replicate(jax.tree.map(lambda x: x[0], state), self.mesh)
         return state
 
+    def abstract_state(self) -> TrainState:
+        """The ordinary state as shapes with shardings: what a restore puts every array straight where it goes by."""
+        return abstract_state(self._program.student, self._program.optimizer, self.mesh)
+
     def skipped_in_a_row(self, state: TrainState) -> int:
         """How many updates in a row were skipped up to this state; waits for the device."""
         return int(np.asarray(state.skipped_in_a_row).reshape(-1)[0])
 
-    def _put(self, tree: Any) -> Any:
-        if self.strategy == "pmap":
-            devices = self.mesh.shape[_AXIS]
-            stack = jax.jit(
-                lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), tree),
-                out_shardings=self._stacked,
-            )
-            return stack(replicate(tree, self.mesh))
-        return replicate(tree, self.mesh)
+    def _stack(self, tree: Any) -> Any:
+        """A copy for each device, as pmap wants it."""
+        devices = self.mesh.shape[_AXIS]
+        stack = jax.jit(
+            lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), tree),
+            out_shardings=self._stacked,
+        )
+        return stack(replicate(tree, self.mesh))
 
-    def _traced(self, split: Callable, total: Callable) -> Callable:
+    def _put_teacher(self, teacher: Teacher, params: Params) -> Params:
+        prepared = teacher.prepare(params)
+        if self.strategy == "pmap":
+            return self._stack(prepared)
+        model = _model_of(teacher)
+        if model is None:
+            return replicate(prepared, self.mesh)
+        return place(prepared, param_shardings(model, self.mesh, self._teacher_layout, like=prepared))
+
+    def _traced(self, split: Callable, total: Callable, mesh: Mesh | None) -> Callable:
         """The program, counting how often it is traced."""
 
         def step(state: TrainState, teacher_params: Sequence[Params], batch: Batch) -> tuple[TrainState, Metrics]:
             self.trace_count += 1
-            return self._program.run(state, teacher_params, batch, split=split, total=total)
+            # what models do for several devices, they do over the mesh in context
+            context = nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+            with context:
+                return self._program.run(state, teacher_params, batch, split=split, total=total, mesh=mesh)
 
         return step
 
     def _split_sharded(self, batch: Batch, parts: int) -> Batch:
         """[B, ...] to [parts, B/parts, ...] with every device's rows staying where they are."""
-        devices = self.mesh.shape[_AXIS]
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, _AXIS))
+        devices = batch_devices(self.mesh)
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
 
         def split(x):
             rows = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
@@ -255,14 +309,17 @@ class TrainStep:
 
         return jax.tree.map(split, batch)
 
-    def _check_batch(self, batch: Batch) -> None:
-        check_divisible(int(np.shape(batch["input_ids"])[0]), self.mesh, accumulate=self._program.accumulate)
-
     def _check_state(self, state: TrainState) -> None:
         if self.strategy == "pmap" and np.ndim(state.step) != 1:
             raise ValueError(
                 "under pmap the state has one copy per device: pass it through step.put_state(state) first"
             )
+
+
+def _model_of(teacher: Teacher) -> Model | None:
+    """The model whose parameters the teacher reads; None if they are anything else, and so whole on every device."""
+    model = getattr(teacher, "model", None)
+    return model if isinstance(model, Model) else None
 
 
 def _split_rows(batch: Batch, parts: int) -> Batch:
