@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from jaxdistill.config.data_schema import ASSET_SPLITS, DATA_FORMATS, DataConfig
+from jaxdistill.config.data_schema import ASSET_SPLITS, DATA_FORMATS, TEXT_FORMATS, DataConfig
 from jaxdistill.config.defaults import named_sources, stage_data
 from jaxdistill.config.model_schema import StudentConfig, TeacherConfig
 from jaxdistill.config.problems import Path as KeyPath
@@ -93,6 +93,7 @@ def _not_that_asset(name: str, wanted: str, known: list[str]) -> str:
 
 
 def _missing_data(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:
+    formats = (*DATA_FORMATS, *TEXT_FORMATS) if data.task == "causal_lm" else DATA_FORMATS
     for place, source in named_sources(data, keys):
         where = (*path, *place)
         if source.asset is not None:
@@ -104,9 +105,9 @@ def _missing_data(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Ite
                 yield Problem((*where, "path"), f"{source.path} is a directory; expected a file of rows")
             case "missing":
                 yield Problem((*where, "path"), f"{source.path}: no such file{_nearest(source.path)}")
-            case _ if Path(source.path).suffix.lower() not in DATA_FORMATS:
-                formats = ", ".join(DATA_FORMATS)
-                yield Problem((*where, "path"), f"{source.path}: not a format we read; expected one of {formats}")
+            case _ if Path(source.path).suffix.lower() not in formats:
+                expected = ", ".join(formats)
+                yield Problem((*where, "path"), f"{source.path}: not a format we read; expected one of {expected}")
 
 
 def _missing_split(name: str, split: str | None, path: KeyPath) -> Iterator[Problem]:

@@ -277,7 +277,8 @@ class _Loop:
         values = self.job.validate(self.step.get_state(self.state).params, self.teacher_params)
         self.writer.write(self.done, "validation", values)
         self.progress.note(
-            f"{self.job.title}: step {self.done}, validation " + ", ".join(f"{k} {v:.4f}" for k, v in values.items())
+            f"{self.job.title}: step {self.done}, validation "
+            + ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
         )
         if self.metric is None:
             return False
@@ -323,6 +324,11 @@ class _Loop:
         """Flush what is open; a background save in flight is waited for."""
         self.checkpoints.close()
         self.writer.close()
+
+
+def _shown(value: float) -> str:
+    """Counts as they are, everything else in four decimals."""
+    return f"{value:,.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.4f}"
 
 
 @contextmanager
