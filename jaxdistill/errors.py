@@ -35,6 +35,10 @@ class CheckpointError(UserError):
     """A checkpoint or run directory cannot be used."""
 
 
+class MemoryLimitError(UserError):
+    """The settings need more device memory than there is; the message says what needs how much and what needs less."""
+
+
 class DivergedError(JaxdistillError):
     """Training produced non-finite losses or gradients too many times in a row: exit status 3."""
 
