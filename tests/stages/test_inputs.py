@@ -18,9 +18,13 @@ from jaxdistill.stages.prepare import Preparation
 
 def problem(directory: Path, raw: dict[str, Any]) -> str:
     """What the survey of a configuration says is wrong."""
-    with pytest.raises(JaxdistillError) as error:
+
+    def survey() -> None:
         chain = build_chain(load_run(write_config(directory / "chain.yaml", raw)))
         Preparation(chain, Console(quiet=True)).survey()
+
+    with pytest.raises(JaxdistillError) as error:
+        survey()
     return str(error.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ def final_params(output: Path, key: str):
     return load_params(output / "stages" / key / "checkpoints" / str(record["checkpoint"]))
 
 
-def assert_same_params(left: Path, right: Path) -> None:
-    for key in KEYS:
+def assert_same_params(left: Path, right: Path, keys: Sequence[str] = KEYS) -> None:
+    for key in keys:
         a, b = final_params(left, key), final_params(right, key)
         assert jax.tree.structure(a) == jax.tree.structure(b)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
