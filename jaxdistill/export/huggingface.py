@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from jaxdistill import data, models
 from jaxdistill.errors import CheckpointError, ExternalError, ModelError
 from jaxdistill.export.model_card import model_card
+from jaxdistill.models.convert.save import MAX_SHARD_BYTES
 from jaxdistill.run_directory import (
     handed_on,
     is_run_directory,
@@ -22,6 +24,8 @@ from jaxdistill.run_directory import (
 from jaxdistill.typing import Params
 
 DTYPES = ("float32", "bfloat16", "float16")
+_GENERATION = "generation_config.json"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def export_stage(
@@ -32,6 +36,7 @@ def export_stage(
     seed: int | None = None,
     factorised: bool = False,
     dtype: str = "float32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     force: bool = False,
 ) -> Path:
     """Write a student as a directory that `transformers` loads; complete or not at all.
@@ -44,6 +49,7 @@ def export_stage(
       factorised: keep a BertHash student's factorised word embedding (which only jaxdistill reads back) instead of
         the ordinary BERT it equals.
       dtype: of the weights in the file: float32, bfloat16 or float16.
+      max_shard_bytes: weights that take more than this in float32 are written as several files with an index.
       force: replace a model directory that is already at `output`.
 
     Returns:
@@ -59,15 +65,19 @@ def export_stage(
         raise ModelError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     directory, stage_directory = _locate(source, stage, seed)
     _check_output(output, directory, force=force)
-    model, params = _factorised(directory, stage_directory) if factorised else models.from_pretrained(directory)
+    model, params = _factorised(directory, stage_directory) if factorised else _load(directory)
     tokenizer = data.load_tokenizer(directory)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
             staged = Path(temporary) / "new"
-            models.save_pretrained(model, params, staged, tokenizer=tokenizer, factorised=factorised)
+            models.save_pretrained(
+                model, params, staged, tokenizer=tokenizer, factorised=factorised, max_shard_bytes=max_shard_bytes
+            )
             if dtype != "float32":
                 _cast(staged, dtype)
+            if model.task == "causal_lm":
+                _write_generation_config(model, directory, staged)
             (staged / "README.md").write_text(_card(stage_directory, output, model, factorised), encoding="utf-8")
             _replace(output, staged, Path(temporary) / "old")
     except OSError as error:
@@ -112,9 +122,15 @@ def _replace(output: Path, new: Path, old: Path) -> None:
         raise
 
 
+def _load(directory: Path) -> tuple[models.Model, Params]:
+    """The model, for the task that its architecture has here."""
+    decoder = isinstance(models.config_from_hf(directory), models.LlamaConfig)
+    return models.from_pretrained(directory, task="causal_lm" if decoder else "classification")
+
+
 def _factorised(directory: Path, stage_directory: Path | None) -> tuple[models.Model, Params]:
     """A BertHash model with its table and projection apart, which a stage's student has multiplied out."""
-    model, params = models.from_pretrained(directory)
+    model, params = _load(directory)
     if model.config.model_type == "bert_hash":
         return model, params
     table = None
@@ -130,18 +146,37 @@ def _factorised(directory: Path, stage_directory: Path | None) -> tuple[models.M
 
 
 def _cast(directory: Path, dtype: str) -> None:
-    """Rewrite the weights in another dtype, and say so in the configuration."""
+    """Rewrite the weights in another dtype, one file after the other, and say so in the configuration."""
     import ml_dtypes
     from safetensors.numpy import load_file
 
-    from jaxdistill.models.convert.safetensors_io import WEIGHTS, write_tensors
+    from jaxdistill.models.convert.safetensors_io import INDEX, write_tensors
 
     numpy_dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
-    tensors = {name: array.astype(numpy_dtype) for name, array in load_file(directory / WEIGHTS).items()}
-    write_tensors(tensors, directory)
-    config_path = directory / "config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8")) | {"dtype": dtype}
-    config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    size = 0
+    for path in sorted(directory.glob("*.safetensors")):
+        tensors = {name: array.astype(numpy_dtype) for name, array in load_file(path).items()}
+        size += sum(array.nbytes for array in tensors.values())
+        write_tensors(tensors, directory, path.name)
+    if (directory / INDEX).is_file():
+        _update(directory / INDEX, metadata={"total_size": size})
+    _update(directory / "config.json", dtype=dtype)
+
+
+def _update(path: Path, **values: Any) -> None:
+    """Replace top-level values of a JSON file."""
+    content = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_generation_config(model: models.Model, source: Path, directory: Path) -> None:
+    """Where a continuation begins and ends: as the model's own file says, or else its configuration."""
+    if (source / _GENERATION).is_file():
+        shutil.copyfile(source / _GENERATION, directory / _GENERATION)
+        return
+    ids = {name: getattr(model.config, name) for name in _TOKEN_IDS}
+    if known := {name: value for name, value in ids.items() if value is not None}:
+        (directory / _GENERATION).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 def _card(stage_directory: Path | None, output: Path, model: models.Model, factorised: bool) -> str:
@@ -150,4 +185,5 @@ def _card(stage_directory: Path | None, output: Path, model: models.Model, facto
     if stage_directory is not None:
         run = next(parent for parent in stage_directory.parents if is_run_directory(parent))
         summary, key = load_summary(run), str(stage_directory.relative_to(run / "stages"))
-    return model_card(summary, key, name=output.name, labels=model.config.id2label, loads=not factorised)
+    labels = model.config.id2label if model.task == "classification" else None
+    return model_card(summary, key, name=output.name, task=model.task, labels=labels, loads=not factorised)
