@@ -99,20 +99,43 @@ def open_table(source: SourceConfig, name: str, base_dir: Path | None, select: S
 
 
 def _open_hub(source: SourceConfig, name: str, select: Select) -> Table:
-    """A hub data set through `datasets`, which never runs code of the data set's own."""
+    return hub_table(load_hub(source, name), name, select)
+
+
+def load_hub(source: SourceConfig, name: str, *, streaming: bool = False) -> Any:
+    """A split of a hub data set through `datasets`, which never runs code of the data set's own.
+
+    Args:
+      source: with `hub`.
+      name: its name in messages.
+      streaming: an `IterableDataset` of what is not downloaded first, instead of a `Dataset`.
+
+    Raises:
+      DataError: no split was named, or there is no such one.
+      ExternalError: the hub cannot be reached or does not have it.
+    """
     import datasets
 
     try:
-        loaded = datasets.load_dataset(str(source.hub), source.config, split=source.split, revision=source.revision)
+        loaded = datasets.load_dataset(
+            str(source.hub), source.config, split=source.split, revision=source.revision, streaming=streaming
+        )
     except ValueError as error:
-        raise DataError(f"{name}: {_first_line(error)}") from error
+        raise DataError(f"{name}: {first_line(error)}") from error
     except Exception as error:  # whatever the hub's client raises: offline, unknown id, gated, broken download
         raise ExternalError(
-            f"{name}: the hub data set cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
+            f"{name}: the hub data set cannot be loaded ({type(error).__name__}: {first_line(error)}); "
             "without a network, give a local file as `path`"
         ) from error
-    if not isinstance(loaded, datasets.Dataset):
+    if not isinstance(loaded, datasets.IterableDataset if streaming else datasets.Dataset):
         raise DataError(f"{name}: needs a split, one of {', '.join(map(str, loaded))}")
+    return loaded
+
+
+def hub_table(loaded: Any, name: str, select: Select) -> Table:
+    """The records of a `Dataset`, which are mapped, not copied."""
+    import datasets
+
     table: Any = loaded.with_format("arrow")[:]
     named = {
         column: tuple(feature.names)
@@ -123,7 +146,8 @@ def _open_hub(source: SourceConfig, name: str, select: Select) -> Table:
     return Table("row", records, named)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a library's message."""
     return next(iter(str(error).splitlines()), "")
 
 

@@ -15,6 +15,7 @@ NO_LABEL = -100
 """Label of a position that the loss does not count."""
 
 _PROBE = "a"
+_VERSION = 1
 
 Block = dict[str, np.ndarray]
 """Several documents: tokens int32 [T, 2] (token and label), offsets int64 [n + 1]."""
@@ -28,12 +29,17 @@ class TextEncoder:
     (−100). Prompt and completion are tokenised apart, so that the completion's first token is the first label: the
     prompt's positions before the one that predicts it have none.
 
+    version: what decides the tokens besides the tokenizer.
+
     Args:
       tokenizer: a language model's.
       is_prompted: documents are prompt and completion.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, is_prompted: bool) -> None:
+        import tokenizers
+
+        self.version = f"{_VERSION} {tokenizers.__version__} {is_prompted}"
         # The parts of a transformers tokenizer that pickle small and load without transformers.
         self._backend: Any = tokenizer._backend
         end = tokenizer._wrapped.eos_token_id

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import grain
+import numpy as np
 
 from jaxdistill.errors import CheckpointError, DataError
 
@@ -21,15 +22,24 @@ class TrainIterator(grain.DatasetIterator):
       steps: of the run.
       layout: what a state depends on besides the run's own settings.
       name: of the data in messages.
+      filler: what follows the last batch, where other processes are known to have rows still; None: an error.
     """
 
-    def __init__(self, batches: grain.IterDataset, *, steps: int, layout: Mapping[str, Any], name: str) -> None:
+    def __init__(
+        self,
+        batches: grain.IterDataset,
+        *,
+        steps: int,
+        layout: Mapping[str, Any],
+        name: str,
+        filler: Mapping[str, np.ndarray] | None,
+    ) -> None:
         super().__init__()
         # Held where it can be let go of at exit: threads and processes that read ahead are to end before the
         # interpreter takes their modules apart.
         self._held = [iter(batches)]
         self._finalizer = weakref.finalize(self, _close_all, self._held)
-        self._steps, self._layout, self._name = steps, dict(layout), name
+        self._steps, self._layout, self._name, self._filler = steps, dict(layout), name, filler
         self._step = 0
 
     def __next__(self) -> dict[str, Any]:
@@ -39,10 +49,12 @@ class TrainIterator(grain.DatasetIterator):
         try:
             batch = next(self._held[0])
         except StopIteration:
-            raise DataError(
-                f"{self._name}: the data is used up after {self._step} steps of {self._steps}; set data.repeat=true, "
-                f"train.steps={self._step}, or give more data"
-            ) from None
+            if self._filler is None:
+                raise DataError(
+                    f"{self._name}: the data is used up after {self._step} steps of {self._steps}; set "
+                    f"data.repeat=true or train.steps={self._step}, or give more data"
+                ) from None
+            batch = dict(self._filler)
         self._step += 1
         return batch
 

@@ -123,6 +123,18 @@ class Number:
         return {**batch, "example_id": np.where(places < filled, numbers, -1).astype(np.int32)}
 
 
+def filler_batch(size: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
+    """A batch without a row: arrays as `Batch` and `Number` give them."""
+    zeros = np.zeros((size, length), np.int32)
+    return {
+        "input_ids": zeros + np.int32(pad_id),
+        "segment_ids": zeros,
+        "positions": zeros,
+        "labels": zeros + np.int32(NO_LABEL),
+        "example_id": np.full(size, -1, np.int32),
+    }
+
+
 def count_rows(lengths: np.ndarray, *, packing: Packing, length: int, block: int) -> int:
     """Rows that documents of these lengths make when packed in this order.
 

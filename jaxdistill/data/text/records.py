@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxdistill.config.data_schema import TEXT_FORMATS, DataConfig, PromptConfig, SourceConfig
+from jaxdistill.data import assets
 from jaxdistill.data.readers import Record
-from jaxdistill.data.sources import BadRowError, check_columns, check_text, open_table, source_name
+from jaxdistill.data.sources import (
+    BadRowError,
+    check_columns,
+    check_text,
+    hub_table,
+    load_hub,
+    open_table,
+    source_name,
+)
 from jaxdistill.errors import DataError
 
 Parts = tuple[str, ...]
@@ -21,87 +32,151 @@ Checked = tuple[int, Parts | str]
 
 
 @dataclass(frozen=True)
-class Documents:
-    """The rows of a source in their order. unit: what their numbers count; source: its name in messages."""
+class TextSource:
+    """A source of documents; small and picklable, nothing is open.
 
-    unit: str
-    source: str
-    rows: Iterator[Checked]
-
-
-def local_path(source: SourceConfig, base_dir: Path | None = None) -> Path | None:
-    """The file of a source that has a `path`."""
-    return None if source.path is None else (base_dir or Path()) / Path(source.path).expanduser()
-
-
-def read_documents(data: DataConfig, source: SourceConfig, *, base_dir: Path | None = None) -> Documents:
-    """Opens a source; its rows are read, and checked, as they are asked for.
-
-    Raises:
-      DataError: nothing there, an unusable file or a missing column.
-      ExternalError: the hub cannot be read. OSError: the disk cannot.
+    data: the columns, and what a document is in a text file. base_dir: what a relative path is relative to (default:
+    the current directory).
     """
-    name = source_name(source)
-    path = local_path(source, base_dir)
-    if path is not None and path.suffix.lower() in TEXT_FORMATS:
-        if isinstance(data.text, PromptConfig):
-            raise DataError(f"{name}: a text file has no columns for data.text's prompt and completion; give a table")
-        if not path.is_file():
-            what = "is a directory; give a file" if path.is_dir() else f"no such file (looked for {path.absolute()})"
-            raise DataError(f"{name}: {what}")
-        unit, records = "line", text_records(path, data.sample_by, data.columns[0])
-    else:
-        table = open_table(source, name, base_dir, lambda found: check_columns(data.columns, found, name))
-        unit, records = table.unit, table.records
-    return Documents(unit, name, checked(islice(records, source.limit), data))
+
+    data: DataConfig
+    source: SourceConfig
+    base_dir: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return source_name(self.source)
+
+    def path(self) -> Path | None:
+        """Its file; an asset is fetched if need be. None: a hub data set.
+
+        Raises:
+          DataError: it is no file, or a text file where columns are asked for; unknown asset or split.
+          ExternalError: the asset cannot be fetched.
+        """
+        if self.source.asset is not None:
+            return assets.split_path(self.source.asset, self.source.split)
+        if self.source.path is None:
+            return None
+        path = (self.base_dir or Path()) / Path(self.source.path).expanduser()
+        if path.is_dir():
+            raise DataError(f"{self.name}: is a directory; give a file")
+        if not path.exists():
+            raise DataError(f"{self.name}: no such file (looked for {path.absolute()})")
+        if path.suffix.lower() in TEXT_FORMATS and isinstance(self.data.text, PromptConfig):
+            raise DataError(f"{self.name}: a text file has no columns for a prompt and a completion; give a table")
+        return path
+
+    def open(self) -> OpenSource:
+        """Finds out what is there: hashes a file, or loads a hub data set.
+
+        Raises:
+          DataError: nothing there. ExternalError: the hub cannot be read. OSError: the disk cannot.
+        """
+        path = self.path()
+        if path is None:
+            loaded = load_hub(self.source, self.name)
+            return OpenSource(self, self._digest(loaded._fingerprint), loaded)
+        with path.open("rb") as file:
+            return OpenSource(self, self._digest(hashlib.file_digest(file, "sha256").hexdigest(), path.suffix.lower()))
+
+    def fingerprint(self) -> str:
+        """Of everything that decides the documents and their order; of a hub data set, of what is asked for alone.
+
+        Raises:
+          As `open`, but for a hub data set, of which nothing is loaded.
+        """
+        return self._digest() if self.path() is None else self.open().fingerprint
+
+    def _digest(self, *content: str) -> str:
+        source, data = self.source, self.data
+        place = [] if source.hub is None else [source.hub, source.config, source.split, source.revision]
+        return digest(content, place, source.limit, data.columns, data.sample_by, data.on_bad_row)
 
 
-def checked(records: Iterator[Record], data: DataConfig) -> Iterator[Checked]:
-    """Each row's texts, or why it cannot be used: only a prompt may be empty."""
+@dataclass(frozen=True)
+class OpenSource:
+    """A source that is there. fingerprint: of everything that decides the documents and their order."""
+
+    source: TextSource
+    fingerprint: str
+    loaded: Any = None
+
+    def read(self) -> tuple[str, Iterator[Checked]]:
+        """What the numbers of rows count, and the rows: read, and checked, as they are asked for.
+
+        Raises:
+          DataError: an unusable file or a missing column. OSError: the disk cannot be read.
+        """
+        data, name = self.source.data, self.source.name
+
+        def select(found: Sequence[str]) -> tuple[str, ...]:
+            return check_columns(data.columns, found, name)
+
+        path = self.source.path()
+        if path is not None and path.suffix.lower() in TEXT_FORMATS:
+            rows: Iterator[Record] = ((number, row) for number, row, _ in text_rows(path, data))
+            unit = "line"
+        else:
+            source, base_dir = self.source.source, self.source.base_dir
+            if self.loaded is None:
+                table = open_table(source, name, base_dir, select)
+            else:
+                table = hub_table(self.loaded, name, select)
+            unit, rows = table.unit, table.records
+        return unit, (check_row(number, row, data) for number, row in islice(rows, self.source.source.limit))
+
+
+def digest(*parts: Any) -> str:
+    """sha256 of JSON values."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def check_row(number: int, row: Any, data: DataConfig) -> Checked:
+    """A row's texts, or why it cannot be used: only a prompt may be empty."""
+    if isinstance(row, str):
+        return number, row
     last = len(data.columns) - 1
-    for number, record in records:
-        try:
-            if isinstance(record, str):
-                raise BadRowError(record)
-            yield (
-                number,
-                tuple(
-                    check_text(record.get(column), column, may_be_empty=place < last)
-                    for place, column in enumerate(data.columns)
-                ),
-            )
-        except BadRowError as reason:
-            yield number, str(reason)
+    try:
+        parts = [
+            check_text(row.get(column), column, may_be_empty=place < last) for place, column in enumerate(data.columns)
+        ]
+        return number, tuple(parts)
+    except BadRowError as reason:
+        return number, str(reason)
 
 
-def text_records(
-    path: Path, sample_by: Literal["line", "paragraph", "document"], column: str
-) -> Iterator[tuple[int, dict[str, str]]]:
+def text_rows(path: Path, data: DataConfig, *, offset: int = 0, line: int = 1) -> Iterator[tuple[int, Any, list[int]]]:
     """The lines that are not blank, the paragraphs between blank lines, or the whole of a text file.
 
+    Args:
+      path: the file.
+      data: what a document is (`sample_by`), and the column it is called.
+      offset, line: where to begin: a byte, and the number of the line it is in.
+
     Yields:
-      Number of the first line, and the text under `column`, without its last line end; bytes that are not UTF-8 become
-      lone surrogates.
+      Number of the document's first line; the row, its text without the last line end (bytes that are not UTF-8 become
+      lone surrogates); and the offset and line from which the next one is found.
     """
-    if sample_by == "document":
-        text = _decoded([path.read_bytes()])
-        yield from [(1, {column: text})] if text.strip() else []
-        return
-    lines: list[bytes] = []
-    start = 1
+    kind: Literal["line", "paragraph", "document"] = data.sample_by
+    pending: list[bytes] = []
+    first = line
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            is_blank = not line.strip()
-            if lines and (is_blank or sample_by == "line"):
-                yield start, {column: _decoded(lines)}
-                lines = []
-            if not is_blank:
-                start = start if lines else number
-                lines.append(line)
-    if lines:
-        yield start, {column: _decoded(lines)}
+        file.seek(offset)
+        for content in file:
+            is_blank = not content.strip()
+            if pending and (kind == "line" or (is_blank and kind == "paragraph")):
+                yield first, _text_row(pending, data), [offset, line]
+                pending = []
+            if not is_blank or (pending and kind == "document"):
+                first = first if pending else line
+                pending.append(content)
+            offset, line = offset + len(content), line + 1
+    if pending:
+        yield first, _text_row(pending, data), [offset, line]
 
 
-def _decoded(lines: Sequence[bytes]) -> str:
+def _text_row(lines: Sequence[bytes], data: DataConfig) -> dict[str, str]:
     text = b"".join(lines).decode("utf-8", "surrogateescape")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
+    return {data.columns[0]: text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")}

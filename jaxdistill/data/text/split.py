@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jaxdistill.config.data_schema import DataConfig, PromptConfig, SourceConfig
-from jaxdistill.data import assets
+from jaxdistill.config.data_schema import DataConfig, PromptConfig
 from jaxdistill.data.text.encode import TextEncoder
-from jaxdistill.data.text.records import local_path
+from jaxdistill.data.text.records import TextSource, digest
 from jaxdistill.data.text.store import DocumentStore, StoredDocuments, open_store
 from jaxdistill.data.tokenize import Tokenizer
-from jaxdistill.errors import DataError, ExternalError
+from jaxdistill.errors import ConfigError, DataError, ExternalError
 
 if TYPE_CHECKING:
     import grain
 
-Split = Literal["train", "validation", "test"]
+    from jaxdistill.data.text.stream import Stream
 
-_BLOCK = 32
-"""Documents that are tokenised together, and pass from one process to another together."""
-_READ_AHEAD = 4
+Side = Literal["held out", "kept", "all"]
 
 
 def open_split(
     data: DataConfig,
-    split: Split,
+    split: Literal["train", "validation", "test"],
     tokenizer: Tokenizer,
     *,
     sequence_length: int,
     base_dir: Path | None = None,
     cache_dir: Path | None = None,
 ) -> TextSplit | None:
-    """Opens one split of a language model's data, or the share of train that is validation when that is left out.
+    """Opens one split of a language model's data; validation is a share of train, by hash, when it is left out.
 
     Args:
       data: with task causal_lm.
@@ -53,90 +48,102 @@ def open_split(
       The split, or None if the data has no such one.
 
     Raises:
-      DataError: as `load_rows`; or the share that would be held out, or what is left, is empty.
+      DataError: nothing there, an unusable file, a missing column, no document, or bad rows (with `on_bad_row:
+        error`; when streaming, those are found as they are read); or the share that would be held out, or what would
+        be left, is empty.
       ExternalError: the hub or the disk cannot be read.
     """
     carved = split != "test" and data.validation is None
-    source = data.train if carved else getattr(data, split)
-    if source is None:
+    config = data.train if carved else getattr(data, split)
+    if config is None:
         return None
-    content = _content(data, source, base_dir)
-    store = open_store(data, source, content=content, base_dir=base_dir, cache_dir=cache_dir)
-    documents = _chosen(store, data.validation_share, split) if carved else StoredDocuments(store, range(len(store)))
+    side: Side = "all" if not carved else "held out" if split == "validation" else "kept"
+    source = TextSource(data, config, base_dir)
+    if data.streaming:
+        from jaxdistill.data.text.stream import Stream
+
+        documents: StoredDocuments | Stream = Stream(source, side, data.validation_share)
+        content = _fingerprint(source)
+        documents.check()
+    else:
+        store = open_store(source, cache_dir=cache_dir)
+        documents, content = _on_side(store, side, data.validation_share), store.fingerprint
+    encoder = TextEncoder(tokenizer, is_prompted=isinstance(data.text, PromptConfig))
+    key = digest(content, side, data.validation_share if carved else None, tokenizer.fingerprint, encoder.version)
     return TextSplit(
-        documents,
-        TextEncoder(tokenizer, is_prompted=isinstance(data.text, PromptConfig)),
-        data,
-        pad_id=tokenizer.pad_id,
-        sequence_length=sequence_length,
-        fingerprint=_digest(content, tokenizer.fingerprint, sequence_length, data.packing, split if carved else "all"),
+        documents, encoder, data, key=key, pad_id=tokenizer.pad_id, length=sequence_length, cache_dir=cache_dir
     )
 
 
-def _content(data: DataConfig, source: SourceConfig, base_dir: Path | None) -> str:
-    """Fingerprint of everything that decides the documents of a source and their order."""
-    path = local_path(source, base_dir)
-    if source.asset is not None:
-        path = assets.split_path(source.asset, source.split)
-    if path is not None and path.is_file():
-        try:
-            with path.open("rb") as file:
-                identity: list[Any] = [path.suffix.lower(), hashlib.file_digest(file, "sha256").hexdigest()]
-        except OSError as error:
-            raise ExternalError(f"{path}: cannot be read: {error.strerror or error}") from error
-    else:
-        identity = [source.path, source.hub, source.config, source.split, source.revision]
-    return _digest(*identity, data.columns, data.sample_by, source.limit, data.on_bad_row)
+def _fingerprint(source: TextSource) -> str:
+    try:
+        return source.fingerprint()
+    except OSError as error:
+        raise ExternalError(f"{source.name}: cannot be read: {error.strerror or error}") from error
 
 
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _chosen(store: DocumentStore, share: float, split: Split) -> StoredDocuments:
-    """The documents held out by hash, or the others."""
+def _on_side(store: DocumentStore, side: Side, share: float) -> StoredDocuments:
+    """The documents held out by hash, the others, or all."""
+    if side == "all":
+        return StoredDocuments(store, range(len(store)))
     held_out = store.shares() < share
     if held_out.all() or not held_out.any():
-        side = "training" if held_out.all() else "validation"
+        empty = "training" if held_out.all() else "validation"
         raise DataError(
-            f"{store.source}: splitting off {share:g} of {len(store)} documents by hash leaves none for {side}; "
+            f"{store.source}: splitting off {share:g} of {len(store)} documents by hash leaves none for {empty}; "
             "give a validation file (data.validation) or change data.validation_share or data.sample_by"
         )
-    return StoredDocuments(store, np.flatnonzero(held_out if split == "validation" else ~held_out))
+    return StoredDocuments(store, np.flatnonzero(held_out if side == "held out" else ~held_out))
 
 
 class TextSplit:
-    """The documents of one split and the batches they make.
+    """The documents of one split, and the batches they make.
 
-    source: its name in messages. fingerprint: of the content and everything else that decides the rows.
-    sequence_length: S.
+    source: its name in messages. fingerprint: of everything that decides the rows (but for the seed). sequence_length:
+    S.
     """
 
     def __init__(
         self,
-        documents: StoredDocuments,
+        documents: StoredDocuments | Stream,
         encoder: TextEncoder,
         data: DataConfig,
         *,
+        key: str,
         pad_id: int,
-        sequence_length: int,
-        fingerprint: str,
+        length: int,
+        cache_dir: Path | None = None,
     ) -> None:
-        self.source, self.fingerprint, self.sequence_length = documents.store.source, fingerprint, sequence_length
-        self._documents, self._encoder, self._data, self._pad_id = documents, encoder, data, pad_id
+        self._documents, self._encoder, self._data = documents, encoder, data
+        self._key, self._pad_id, self._cache_dir = key, pad_id, cache_dir
+        self.sequence_length = length
+        self.source = documents.store.source if isinstance(documents, StoredDocuments) else documents.source.name
+        window = data.shuffle_window if data.streaming else None
+        self.fingerprint = digest(key, pad_id, length, data.packing, data.repeat, window)
 
     def describe(self) -> dict[str, int | None]:
-        """documents; tokens, None as long as they were not counted; skipped bad rows."""
-        counted = "_lengths" in self.__dict__
-        tokens = int(self._lengths.sum()) if counted else None
-        return {"documents": len(self._documents), "tokens": tokens, "skipped": self._documents.store.skipped}
+        """documents and skipped bad rows (None when streaming), and tokens (None as long as they were not counted)."""
+        if not isinstance(self._documents, StoredDocuments):
+            return {"documents": None, "skipped": None, "tokens": None}
+        tokens = int(self._token_counts.sum()) if "_token_counts" in self.__dict__ else None
+        return {"documents": len(self._documents), "skipped": self._documents.store.skipped, "tokens": tokens}
 
     def rows_per_epoch(self, *, seed: int = 0) -> int:
-        """Rows that all documents make once. First-fit's depend a little on their order: in that of `seed`.
+        """Rows that all documents make once; tokenises them the first time.
 
-        Tokenises all documents the first time.
+        Args:
+          seed: of the order, on which first-fit's rows depend a little.
+
+        Raises:
+          ConfigError: the data is streamed.
         """
-        return self._count(seed, 0, 1)
+        documents = self._documents
+        if not isinstance(documents, StoredDocuments):
+            raise ConfigError(
+                f"data.streaming: {self.source} is streamed, and how many sequences an epoch has is not known before "
+                "it was read; give train.steps instead of train.epochs, or set data.streaming=false"
+            )
+        return self._count_rows(seed=seed)
 
     def train_iterator(
         self,
@@ -147,105 +154,119 @@ class TextSplit:
         process_index: int | None = None,
         process_count: int | None = None,
     ) -> grain.DatasetIterator:
-        """The batches of a run: this process's part of each, [batch_size / process_count, S].
+        """The batches of a run: of each, this process's part.
 
         Args:
-          batch_size: rows of all processes together, a multiple of their number.
+          batch_size: rows of all processes together, a multiple of their number P.
           seed: of the order; the same seed gives the same batches.
           steps: of the run.
-          process_index, process_count: which documents are read (default: JAX's).
+          process_index, process_count: the processes divide the documents (default: JAX's).
 
         Returns:
-          A Grain `DatasetIterator` over dictionaries of int32 arrays: input_ids, segment_ids, positions, labels [B, S],
-          example_id [B]. `get_state()` is small and JSON; `set_state()` of it, on any iterator made with the same
-          arguments, continues with exactly the batches that would have followed.
+          A Grain `DatasetIterator` over dictionaries of int32 arrays: input_ids, segment_ids (1 … within a row, 0:
+          padding), positions (from 0 in each segment), labels [batch_size / P, S] (already shifted, −100: none), and
+          example_id [batch_size / P] (the row's number in the run, −1: filler). `get_state()` is small and JSON;
+          `set_state()` of it, on any iterator made with the same arguments, continues with exactly the batches that
+          would have followed. Close it when it is no longer needed.
 
         Raises:
-          DataError: fewer documents than processes; or, without `repeat`, fewer rows than `steps` need.
+          DataError: this process finds no document; or, without `repeat`, there are fewer rows than `steps` need
+            (when streaming, that is found out at the step where they are used up).
         """
-        from jaxdistill.data.text import packing
+        from jaxdistill.data.text import blocks, packing
         from jaxdistill.data.text.iterator import TrainIterator
 
         index, count = _processes(process_index, process_count)
         if batch_size % count:
             raise DataError(f"{self.source}: batch size {batch_size} is not a multiple of the {count} processes")
-        if len(self._documents) < count:
-            raise DataError(
-                f"{self.source}: {len(self._documents)} documents cannot be divided among {count} processes; give more "
-                "data, or use smaller documents (data.sample_by)"
+        data, documents, size = self._data, self._documents, batch_size // count
+        workers, last = data.workers, None
+        if isinstance(documents, StoredDocuments):
+            self._check_shards(count)
+            if not data.repeat:
+                last = self._check_steps(size, seed=seed, steps=steps, count=count)
+            tokens = blocks.stored_blocks(
+                documents, self._encoder, seed=seed, repeat=data.repeat, index=index, count=count, workers=workers
             )
-        if not self._data.repeat:
-            self._check_steps(batch_size // count, seed, steps, count)
-        batches = self._batches(self._blocks(seed, index, count), batch_size // count, seed=seed)
-        batches = batches.map_with_index(packing.Number(index, count))
-        layout = {"process_index": index, "process_count": count, "workers": self._data.workers}
-        return TrainIterator(_read_ahead(batches), steps=steps, layout=layout, name=self.source)
+        else:
+            stream = replace(documents, index=index, count=count)
+            stream.check()
+            tokens = blocks.streamed_blocks(
+                stream, self._encoder, seed=seed, window=data.shuffle_window, repeat=data.repeat, workers=workers
+            )
+        batches = self._batches(tokens, size, seed=seed).map_with_index(packing.Number(index, count))
+        return TrainIterator(
+            blocks.read_ahead(batches),
+            steps=steps,
+            layout={"process_index": index, "process_count": count, "workers": workers, "batch_size": batch_size},
+            name=self.source,
+            filler=None if last is None else packing.filler_batch(size, self.sequence_length, self._pad_id),
+        )
 
     def eval_batches(self, *, batch_size: int) -> EvalBatches:
-        """All documents in order, packed, in batches that are the same in every process."""
+        """All documents once and in order, packed, in batches [batch_size, S] that are the same in every process."""
         return EvalBatches(self, batch_size)
 
     def _eval_iterator(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        from jaxdistill.data.text import packing
+        from jaxdistill.data.text import blocks, packing
 
-        batches = self._batches(self._blocks(None, 0, 1), batch_size, seed=None)
-        iterator = iter(_read_ahead(batches.map_with_index(packing.Number(0, 1))))
+        if isinstance(self._documents, StoredDocuments):
+            tokens = blocks.stored_blocks(self._documents, self._encoder, seed=None)
+        else:
+            tokens = blocks.streamed_blocks(self._documents, self._encoder, seed=None, window=blocks.BLOCK)
+        batches = self._batches(tokens, batch_size, seed=None).map_with_index(packing.Number(0, 1))
+        iterator = iter(blocks.read_ahead(batches))
         try:
             yield from iterator
         finally:
             iterator.close()
 
-    def _blocks(self, seed: int | None, index: int, count: int) -> grain.IterDataset:
-        """Tokens of blocks of documents: shuffled anew each epoch, or in order and once without a seed."""
-        import grain
-
-        places = grain.MapDataset.range(len(self._documents))
-        if seed is not None:
-            places = places.shuffle(_mixed(seed))
-        blocks = places[index::count].batch(_BLOCK, batch_fn=list).map(_Encode(self._documents, self._encoder))
-        if seed is not None and self._data.repeat:
-            blocks = blocks.repeat()
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_READ_AHEAD)
-        return _in_workers(blocks.to_iter_dataset(ahead), self._data.workers)
-
-    def _batches(self, blocks: grain.IterDataset, batch_size: int, *, seed: int | None) -> grain.IterDataset:
+    def _batches(self, tokens: grain.IterDataset, batch_size: int, *, seed: int | None) -> grain.IterDataset:
         from jaxdistill.data.text import packing
 
-        rows = packing.pack(blocks, packing=self._data.packing, length=self.sequence_length, seed=seed)
+        rows = packing.pack(tokens, packing=self._data.packing, length=self.sequence_length, seed=seed)
         return rows.batch(batch_size, batch_fn=packing.Batch(batch_size, self._pad_id))
 
     @functools.cached_property
-    def _lengths(self) -> np.ndarray:
-        """int32 [N] tokens of each document."""
-        encode = _Encode(self._documents, self._encoder)
-        size = len(self._documents)
-        blocks = (range(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
-        return np.concatenate([np.diff(encode(block)["offsets"]) for block in blocks]).astype(np.int32)
+    def _token_counts(self) -> np.ndarray:
+        from jaxdistill.data.text.lengths import token_counts
 
-    def _count(self, seed: int, index: int, count: int) -> int:
-        """Rows of one process in the first epoch."""
-        import grain
+        assert isinstance(self._documents, StoredDocuments)
+        return token_counts(self._documents, self._encoder, key=self._key, cache_dir=self._cache_dir)
 
-        from jaxdistill.data.text import packing
+    def _count_rows(self, *, seed: int | None, index: int = 0, count: int = 1) -> int:
+        """Rows that one process's documents make in the first epoch."""
+        from jaxdistill.data.text import blocks, packing
 
-        lengths = self._lengths
-        if self._data.packing == "first_fit":
-            order = grain.MapDataset.range(len(lengths)).shuffle(_mixed(seed))[index::count]
-            lengths = lengths[np.asarray([order[place] for place in range(len(order))])]
-        return packing.count_rows(lengths, packing=self._data.packing, length=self.sequence_length, block=_BLOCK)
+        order = blocks.document_order(len(self._token_counts), seed)[index::count]
+        counts = self._token_counts[np.asarray([order[place] for place in range(len(order))])]
+        return packing.count_rows(counts, packing=self._data.packing, length=self.sequence_length, block=blocks.BLOCK)
 
-    def _check_steps(self, batch_size: int, seed: int, steps: int, count: int) -> None:
-        rows = min(self._count(seed, index, count) for index in range(count))
+    def _check_shards(self, count: int) -> None:
+        documents = len(self._documents) if isinstance(self._documents, StoredDocuments) else count
+        if documents < count:
+            raise DataError(
+                f"{self.source}: {documents} documents cannot be divided among {count} processes; give more data, or "
+                "smaller documents (data.sample_by)"
+            )
+
+    def _check_steps(self, batch_size: int, *, seed: int, steps: int, count: int) -> int:
+        """The steps there are until the last process has used up its documents, which must be enough."""
+        rows = max(self._count_rows(seed=seed, index=index, count=count) for index in range(count))
         available = -(-rows // batch_size)
         if available < steps:
             raise DataError(
                 f"{self.source}: the data is enough for {available} steps, but the run has {steps}; set "
-                f"data.repeat=true, train.steps={available}, or give more data"
+                f"data.repeat=true or train.steps={available}, or give more data"
             )
+        return available
 
 
 class EvalBatches:
-    """Dictionaries as of `TextSplit.train_iterator`; example_id is the row's number, −1 of rows that fill the last."""
+    """Batches as of `TextSplit.train_iterator`, as often as they are asked for; filler rows complete the last.
+
+    example_id is the row's number, in the order of the documents.
+    """
 
     def __init__(self, split: TextSplit, batch_size: int) -> None:
         self.split, self.batch_size = split, batch_size
@@ -253,42 +274,18 @@ class EvalBatches:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self.split._eval_iterator(self.batch_size)
 
+    def __len__(self) -> int:
+        """Batches; the documents are tokenised to find out."""
+        return self._length
 
-@dataclass(frozen=True)
-class _Encode:
-    """Tokenises documents by index; picklable."""
-
-    documents: StoredDocuments
-    encoder: TextEncoder
-
-    def __call__(self, indices: Any) -> dict[str, np.ndarray]:
-        return self.encoder([self.documents[index] for index in indices])
-
-
-def _in_workers(blocks: grain.IterDataset, workers: int) -> grain.IterDataset:
-    """The same blocks in the same order, made by so many processes (0: by this one)."""
-    import grain
-    from absl import flags
-
-    if not workers:
-        return blocks
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's processes read flags, which only an absl program has parsed
-    return blocks.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_READ_AHEAD))
-
-
-def _read_ahead(batches: grain.IterDataset) -> grain.IterDataset:
-    import grain
-
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_READ_AHEAD)
+    @functools.cached_property
+    def _length(self) -> int:
+        if isinstance(self.split._documents, StoredDocuments):
+            return -(-self.split._count_rows(seed=None) // self.batch_size)
+        return sum(1 for _ in self)
 
 
 def _processes(index: int | None, count: int | None) -> tuple[int, int]:
     import jax
 
     return (jax.process_index() if index is None else index), (jax.process_count() if count is None else count)
-
-
-def _mixed(seed: int) -> int:
-    """A 32-bit seed (Grain's own seed + epoch would give seeds 0 and 1 each other's epochs)."""
-    return int(np.random.SeedSequence(seed).generate_state(1)[0])

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.data.cache import default_cache_dir, new_directory
 from jaxdistill.data.rows import bad_rows_error, text_share
 from jaxdistill.data.sources import BAD_ROWS_ADVICE
-from jaxdistill.data.text.records import Checked, Documents, Parts, read_documents
+from jaxdistill.data.text.records import Checked, OpenSource, Parts, TextSource
 from jaxdistill.errors import DataError, ExternalError
 
 _VERSION = 1
@@ -31,12 +30,13 @@ _log = logging.getLogger(__name__)
 class DocumentStore:
     """N documents by index. Pickled, it is the path of the file it maps, which the other process maps too.
 
-    source: its name in messages. skipped: bad rows left out. directory: where it is kept, or None when that could not
-    be written and it is in memory.
+    source: its name in messages. fingerprint: of everything that decides the documents and their order. skipped: bad
+    rows left out. directory: where it is kept, or None when that could not be written and it is in memory.
     """
 
-    def __init__(self, source: str, skipped: int, directory: Path | None, table: Any) -> None:
-        self.source, self.skipped, self.directory = source, skipped, directory
+    def __init__(self, opened: OpenSource, skipped: int, directory: Path | None, table: Any) -> None:
+        self.source, self.fingerprint = opened.source.name, opened.fingerprint
+        self.skipped, self.directory = skipped, directory
         self._open(table)
 
     def _open(self, table: Any) -> None:
@@ -49,15 +49,14 @@ class DocumentStore:
         return int(self._starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {"source": self.source, "skipped": self.skipped, "directory": self.directory}
-        return state if self.directory is not None else {**state, "batches": self._batches}
+        keys = ("source", "fingerprint", "skipped", "directory", *(() if self.directory else ("_batches",)))
+        return {key: self.__dict__[key] for key in keys}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         import pyarrow
 
-        batches = state.pop("batches", None)
         self.__dict__.update(state)
-        self._open(_map(state["directory"]) if batches is None else pyarrow.Table.from_batches(batches))
+        self._open(_map(self.directory) if self.directory else pyarrow.Table.from_batches(self._batches))
 
     def parts(self, index: int) -> Parts:
         """The text of document `index`, or its prompt and completion."""
@@ -70,16 +69,11 @@ class DocumentStore:
         return self._shares.to_numpy()
 
 
-def open_store(
-    data: DataConfig, source: SourceConfig, *, content: str, base_dir: Path | None = None, cache_dir: Path | None = None
-) -> DocumentStore:
+def open_store(source: TextSource, *, cache_dir: Path | None = None) -> DocumentStore:
     """Reads and checks all documents of a source, or finds that done before on disk.
 
     Args:
-      data: the columns, what a document is in a text file, and what to do with bad rows.
-      source: a path, a hub id or an asset.
-      content: fingerprint of everything that decides the documents.
-      base_dir: what a relative path is relative to (default: the current directory).
+      source: of the documents.
       cache_dir: where documents are kept (default: the user's cache).
 
     Raises:
@@ -87,26 +81,24 @@ def open_store(
         error`): missing or empty text, not UTF-8, malformed line.
       ExternalError: the hub or the disk cannot be read.
     """
-    directory = (cache_dir or default_cache_dir()) / "documents" / f"v{_VERSION}-{content[:40]}"
     try:
-        documents = read_documents(data, source, base_dir=base_dir)
+        opened = source.open()
+        directory = (cache_dir or default_cache_dir()) / "documents" / f"v{_VERSION}-{opened.fingerprint[:40]}"
         if directory.exists():
             try:
-                return _load(directory, documents.source)
+                return _load(directory, opened)
             except (OSError, ValueError, KeyError) as error:
                 _log.warning("document cache %s is damaged (%s); building it anew", directory, error)
-        builder = _Builder(documents, data)
-        return _written(builder, directory) or _in_memory(
-            _Builder(read_documents(data, source, base_dir=base_dir), data)
-        )
+        return _written(opened, directory) or _in_memory(opened)
     except OSError as error:
-        raise ExternalError(f"{source.path or source.hub}: cannot be read: {error.strerror or error}") from error
+        raise ExternalError(f"{source.name}: cannot be read: {error.strerror or error}") from error
 
 
-def _written(builder: _Builder, directory: Path) -> DocumentStore | None:
+def _written(opened: OpenSource, directory: Path) -> DocumentStore | None:
     """The store on disk, or None if it cannot be written there."""
     import pyarrow
 
+    builder = _Builder(opened)
     try:
         with new_directory(directory) as work:
             with pyarrow.ipc.new_stream(work / _FILE, builder.schema) as writer:
@@ -115,25 +107,26 @@ def _written(builder: _Builder, directory: Path) -> DocumentStore | None:
             builder.check()
             digest = _digest(work / _FILE)
             (work / _MANIFEST).write_text(json.dumps({"skipped": builder.skipped, "sha256": digest}))
-        return _load(directory, builder.source)
+        return _load(directory, opened)
     except OSError as error:
         _log.warning("document cache %s cannot be written (%s); keeping the documents in memory", directory, error)
         return None
 
 
-def _in_memory(builder: _Builder) -> DocumentStore:
+def _in_memory(opened: OpenSource) -> DocumentStore:
     import pyarrow
 
+    builder = _Builder(opened)
     table = pyarrow.Table.from_batches(list(builder.batches()), builder.schema)
     builder.check()
-    return DocumentStore(builder.source, builder.skipped, None, table)
+    return DocumentStore(opened, builder.skipped, None, table)
 
 
-def _load(directory: Path, source: str) -> DocumentStore:
+def _load(directory: Path, opened: OpenSource) -> DocumentStore:
     manifest = json.loads((directory / _MANIFEST).read_text())
     if _digest(directory / _FILE) != manifest["sha256"]:
         raise ValueError(f"{_FILE} does not match its checksum")
-    return DocumentStore(source, int(manifest["skipped"]), directory, _map(directory))
+    return DocumentStore(opened, int(manifest["skipped"]), directory, _map(directory))
 
 
 def _map(directory: Path) -> Any:
@@ -150,12 +143,12 @@ def _digest(path: Path) -> str:
 class _Builder:
     """Goes through the rows once: good ones become Arrow batches, bad ones are noted."""
 
-    def __init__(self, documents: Documents, data: DataConfig) -> None:
+    def __init__(self, opened: OpenSource) -> None:
         import pyarrow
 
-        self.source, self._documents, self._data = documents.source, documents, data
-        self._width = len(data.columns)
-        text = [(str(place), pyarrow.large_string()) for place in range(self._width)]
+        self._source = opened.source
+        self._unit, self._rows = opened.read()
+        text = [(str(place), pyarrow.large_string()) for place in range(len(self._source.data.columns))]
         self.schema = pyarrow.schema([*text, ("share", pyarrow.float64())])
         self._problems: list[tuple[int, str]] = []
         self._total = 0
@@ -167,7 +160,7 @@ class _Builder:
     def batches(self) -> Iterator[Any]:
         pending: list[Parts] = []
         size = 0
-        for parts in self._good(self._documents.rows):
+        for parts in self._good(self._rows):
             pending.append(parts)
             size += sum(map(len, parts))
             if len(pending) == _BATCH_DOCUMENTS or size > _BATCH_CHARACTERS:
@@ -194,11 +187,10 @@ class _Builder:
 
     def check(self) -> None:
         """Raises DataError after all rows were read: bad ones that may not be skipped, or not one good one."""
-        if self._problems and (self._data.on_bad_row == "error" or self.skipped == self._total):
-            unit = self._documents.unit
-            raise bad_rows_error(self.source, unit, self._problems, self._total, BAD_ROWS_ADVICE)
+        if self._problems and (self._source.data.on_bad_row == "error" or self.skipped == self._total):
+            raise bad_rows_error(self._source.name, self._unit, self._problems, self._total, BAD_ROWS_ADVICE)
         if not self._total:
-            raise DataError(f"{self.source}: the data set is empty; expected at least one document")
+            raise DataError(f"{self._source.name}: the data set is empty; expected at least one document")
 
 
 def held_out_share(parts: Parts) -> float:
