@@ -21,8 +21,8 @@ _AXES: dict[str, LogicalAxes] = {
     "embeddings.word": ("vocab", "embed"),
     "embeddings.word_table": ("vocab", None),
     "embeddings.word_projection.kernel": (None, "embed"),
-    "embeddings.position": (None, "embed"),
-    "embeddings.token_type": (None, "embed"),
+    "embeddings.position": (None, None),
+    "embeddings.token_type": (None, None),
     # attention
     "attention.query.kernel": ("embed", "heads", None),
     "attention.query.bias": ("heads", None),
@@ -49,8 +49,8 @@ _AXES: dict[str, LogicalAxes] = {
     "transform.kernel": ("embed", None),
     "decoder_bias": ("vocab",),
 }
-"""By the end of a parameter's path, layers' own leading axis left out. What is not here is a vector, and whole: norms,
-and the biases of what is added to the hidden states."""
+"""By the end of a parameter's path, layers' own leading axis left out. Positions and token types are too small to be worth
+an exchange; what is not here is a vector, and whole: norms, and the biases of what is added to the hidden states."""
 
 
 def logical_axes(model: Model) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jaxdistill.models.dropout import Site, dropout
 from jaxdistill.models.encoder import EncoderLayer
 from jaxdistill.models.init import constant, weight
 from jaxdistill.models.layers import Dense, LayerNorm, activation, gather
+from jaxdistill.models.lookup import lookup
 from jaxdistill.models.outputs import Request
 from jaxdistill.models.stack import Layers, Stack
 from jaxdistill.typing import Array, Batch, Float, Int
@@ -52,8 +53,8 @@ class Embeddings(nnx.Module):
 
     def _words(self, ids: Int[Array, "B S"]) -> Array:
         if self.config.model_type == "bert_hash":
-            return self.word_projection(gather(self.word_table[...], ids))
-        return gather(self.word[...], ids).astype(self.dtype)
+            return self.word_projection(lookup(self.word_table[...], ids, dtype=self.word_table.dtype))
+        return lookup(self.word[...], ids, dtype=self.dtype)
 
     def _positions(self, ids: Array, mask: Array) -> Array:
         table = self.position[...].astype(self.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.models.init import constant, weight
+from jaxdistill.parallel.rules import mesh_in_context
 from jaxdistill.typing import Array, Float, Int
 
 
@@ -41,6 +42,11 @@ class Dense(nnx.Module):
 
 def affine(x: Array, kernel: Array, bias: Array | None, *, contract: int = 1, dtype: jnp.dtype) -> Array:
     """x [*B, *I] · kernel [*I, *O] + bias [*O] in `dtype`, as one matrix product."""
+    if mesh_in_context() is not None:  # axes made one would hide from the compiler which of them devices share
+        product = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), axes=contract)
+        return (
+            product if bias is None else product + bias.reshape((1,) * (x.ndim - contract) + bias.shape).astype(dtype)
+        )
     batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
     width = math.prod(kernel.shape[:contract])
     flat = x.reshape(-1, width).astype(dtype) @ kernel.reshape(width, -1).astype(dtype)

@@ -15,8 +15,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxdistill.models.causal_attention import causal_attention, causal_mask, explicit_attention
 from jaxdistill.models.init import weight
-from jaxdistill.models.layers import Dense, RMSNorm, activation, gather
+from jaxdistill.models.layers import Dense, RMSNorm, activation
 from jaxdistill.models.llama_config import LlamaConfig
+from jaxdistill.models.lookup import lookup
 from jaxdistill.models.outputs import Request
 from jaxdistill.models.rope import Rotation, document_lengths, rotate, rotation
 from jaxdistill.models.stack import Layers, Stack
@@ -114,7 +115,7 @@ class TokenEmbeddings(nnx.Module):
 
     def __call__(self, ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Rows of the table."""
-        return gather(self.word[...], ids).astype(self.dtype)
+        return lookup(self.word[...], ids, dtype=self.dtype)
 
 
 class CausalLMNetwork(nnx.Module):

@@ -3,7 +3,6 @@
 from jaxdistill.parallel.compilation import use_compilation_cache
 from jaxdistill.parallel.mesh import (
     AXES,
-    BATCH_AXES,
     batch_devices,
     batch_sharding,
     check_divisible,
@@ -16,7 +15,7 @@ from jaxdistill.parallel.mesh import (
     replicated,
     whole_batches,
 )
-from jaxdistill.parallel.rules import Layout, constrain, partition_spec
+from jaxdistill.parallel.rules import BATCH_AXES, Layout, constrain, mesh_in_context, partition_spec
 
 __all__ = [
     "AXES",
@@ -29,6 +28,7 @@ __all__ = [
     "constrain",
     "host_share",
     "make_mesh",
+    "mesh_in_context",
     "partition_spec",
     "place",
     "put_batch",

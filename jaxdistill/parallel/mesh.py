@@ -12,11 +12,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.config.schema import ParallelConfig
 from jaxdistill.errors import ConfigError
-from jaxdistill.parallel.rules import RULES, partition_spec
+from jaxdistill.parallel.rules import BATCH_AXES, partition_spec
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = RULES["batch"]
-"""The mesh axes that share the rows of a batch."""
 
 
 def make_mesh(parallel: ParallelConfig | None = None, *, devices: Sequence[Any] | None = None) -> Mesh:

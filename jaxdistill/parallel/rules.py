@@ -33,6 +33,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 """Logical name -> mesh axes, the first of them outermost."""
 
+BATCH_AXES = RULES["batch"]
+"""The mesh axes that share the rows of a batch."""
+
 _LAYOUTS: Mapping[str, tuple[str, ...]] = {
     "same": ("data", "fsdp", "tensor"),
     "replicated": (),
@@ -54,10 +57,10 @@ def partition_spec(
         raise ValueError(f"{len(axes)} axis names {tuple(axes)} for an array of shape {tuple(shape)}")
     parts: list[Any] = []
     for name, size in zip(axes, shape, strict=True):
-        over = () if name is None else RULES[name]
+        over: tuple[str, ...] = () if name is None else RULES[name]
         shared = tuple(axis for axis in over if axis in _LAYOUTS[layout] and mesh.shape.get(axis, 1) > 1)
         devices = math.prod(mesh.shape[axis] for axis in shared)
-        parts.append(None if not shared or size % devices else shared if len(shared) > 1 else shared[0])
+        parts.append(shared if shared and size % devices == 0 else None)
     while parts and parts[-1] is None:
         parts.pop()
     return PartitionSpec(*parts)
@@ -70,12 +73,16 @@ def named_sharding(
     return NamedSharding(mesh, partition_spec(axes, shape, mesh, layout=layout))
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
-    """`x` laid out by the rules over the mesh in context; as it is where there is none, or inside `shard_map`.
-
-    Without it the compiler may follow a parameter's layout instead, and move activations where weights would do.
-    """
+def mesh_in_context() -> AbstractMesh | None:
+    """The mesh that a computation is being spread over; None where there is none, or inside `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
-        return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+    return None if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types) else mesh
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """`x` laid out by the rules over the mesh in context; as it is without one.
+
+    Else the compiler may follow a parameter's layout instead, and move activations where it should move weights.
+    """
+    mesh = mesh_in_context()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))

@@ -64,10 +64,13 @@ def init_state(
     given = None if hasattr(model_or_params, "init") else model_or_params
     shardings = state_shardings(model_or_params if given is None else model, optimizer, mesh)
 
-    def build(params: Params | None, key: PRNGKeyArray) -> TrainState:
+    def build(given: Params | None, key: PRNGKeyArray) -> TrainState:
         init_key, train_key = jax.random.split(key)
-        # jit hands an input that is returned unchanged back as the same buffer, hence the copy
-        params = model_or_params.init(init_key) if params is None else jax.tree.map(jnp.copy, params)
+        if given is not None:
+            # jit hands an input that is returned unchanged back as the same buffer, hence the copy
+            return _fresh(jax.tree.map(jnp.copy, given), optimizer, train_key)
+        # random numbers are drawn for all leaves at once: every device draws them and keeps its own
+        params = jax.lax.with_sharding_constraint(model_or_params.init(init_key), replicated(mesh))
         return _fresh(params, optimizer, train_key)
 
     if given is not None:

@@ -260,6 +260,26 @@ class TrainStep:
             return replicate(jax.tree.map(lambda x: x[0], state), self.mesh)
         return state
 
+    def get_params(self, teacher_params: Sequence[Params]) -> tuple[Params, ...]:
+        """The teachers' placed parameters as evaluation takes them: under `pmap`, one of the copies."""
+        if self.strategy == "pmap":
+            return tuple(replicate(jax.tree.map(lambda x: x[0], params), self.mesh) for params in teacher_params)
+        return tuple(teacher_params)
+
+    def abstract_params(self, teacher_params: Sequence[Params]) -> list[Any]:
+        """Teachers' parameters as shapes with the shardings that `put_params` gives them."""
+
+        def abstract(teacher: Teacher, params: Params) -> Any:
+            model = _model_of(teacher)
+            shardings: Any = jax.tree.map(lambda _: replicated(self.mesh), params)
+            if model is not None and self.strategy == "jit":
+                shardings = param_shardings(model, self.mesh, self._teacher_layout, like=params)
+            return jax.tree.map(
+                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), params, shardings
+            )
+
+        return [abstract(*pair) for pair in zip(self._program.teachers, teacher_params, strict=True)]
+
     def abstract_state(self) -> TrainState:
         """The ordinary state as shapes with shardings: what a restore puts every array straight where it goes by."""
         return abstract_state(self._program.student, self._program.optimizer, self.mesh)
