@@ -14,17 +14,17 @@ import jax
 from jaxdistill import data, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
-from jaxdistill.config.families import student_fields
 from jaxdistill.data import text
 from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.distill.warm_start import check_warm_start
 from jaxdistill.errors import ConfigError, ModelError
-from jaxdistill.parallel import make_mesh, replicate, whole_batches
+from jaxdistill.parallel import batch_devices, host_share, place, whole_batches
+from jaxdistill.stages.inputs import SPLITS
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.evaluate_text import evaluate_text
-from jaxdistill.train.loop import Job
+from jaxdistill.train.job import Job
 from jaxdistill.typing import Batch, Params
 
 _DENSE_BYTES = 2**24
@@ -41,13 +41,17 @@ class TextSurvey(Survey):
 
 @dataclass(frozen=True)
 class TextFeed:
-    """Packed sequences of one split."""
+    """Packed sequences of one split; `share`: which part of every batch this process reads, of how many."""
 
     split: text.TextSplit
+    share: tuple[int, int]
 
     def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
         """Grain's, over the whole stage."""
-        return self.split.train_iterator(batch_size=batch_size, seed=seed, steps=steps)
+        index, count = self.share
+        return self.split.train_iterator(
+            batch_size=batch_size, seed=seed, steps=steps, process_index=index, process_count=count
+        )
 
     def longest(self, batch_size: int) -> Batch:
         """All batches have one shape."""
@@ -78,7 +82,7 @@ class CausalLM:
         known = self._check(stage, config, teacher_configs, tokenizers)
         model, parameters = self.loading.model(stage, config, task="causal_lm")
         length = stage.data.max_length or min(models.positions(c) for c in (config, *teacher_configs))
-        splits = {name: self._split(stage, name, tokenizers[0], length) for name in ("train", "validation", "test")}
+        splits = {name: self._split(stage, name, tokenizers[0], length) for name in SPLITS}
         given = {name: split for name, split in splits.items() if split is not None}
         # tokens are compared one by one: every model of a stage reads the student's
         return TextSurvey(stage, model, tokenizers[:1], (0,) * len(indices), length, parameters, known, given)
@@ -87,24 +91,23 @@ class CausalLM:
         """Whether the text lasts for the steps asked for."""
         self._steps(survey)
 
-    def _split(self, stage: ChainStage, name: str, tokenizer: data.Tokenizer, length: int) -> text.TextSplit | None:
+    def _split(
+        self, stage: ChainStage, name: Literal["train", "validation", "test"], tokenizer: data.Tokenizer, length: int
+    ) -> text.TextSplit | None:
         key = (fingerprint(stage.data), name, tokenizer.fingerprint, length)
         if key not in self._splits:
             self._splits[key] = text.open_split(stage.data, name, tokenizer, sequence_length=length)
         return self._splits[key]
 
-    def _student_config(self, stage: ChainStage, tokenizer: data.Tokenizer) -> models.LlamaConfig:
+    def _student_config(self, stage: ChainStage, tokenizer: data.Tokenizer) -> Any:
         student = stage.config.student
         if student.pretrained is not None or student.asset is not None:
             return self.inputs.model_config(student)
-        fields = student_fields(student)
         first = next(iter(stage.teachers), stage.warm_start_teacher)
-        fields.setdefault(
-            "vocab_size", self.loading.teacher_config(first).vocab_size if first else tokenizer.max_id + 1
-        )
+        teacher = self.loading.teacher_config(first) if first else None
         try:
-            return models.config_from_hf(fields)  # pyright: ignore[reportReturnType]  a decoder's fields
-        except ModelError as error:
+            return models.student_config(student, vocab_size=None if teacher else tokenizer.max_id + 1, teacher=teacher)
+        except (ModelError, ConfigError) as error:
             raise ConfigError(f"stages.{stage.name}.student: {error}") from error
 
     def _check(
@@ -164,25 +167,30 @@ class CausalLM:
 
     def _load_given(self, reference: ResolvedTeacher) -> LoadedTeacher:
         directory = self.inputs.directory(reference)
-        model, params = models.from_pretrained(directory, task="causal_lm", dtype=self.loading.dtype)
+        shape = models.build(self.inputs.model_config(reference), task="causal_lm", dtype=self.loading.dtype)
+        model, params = models.from_pretrained(
+            directory,
+            task="causal_lm",
+            dtype=self.loading.dtype,
+            param_dtype=self.loading.teacher_dtype,
+            sharding=self.loading.layout(shape, teacher=True),
+        )
         return LoadedTeacher(reference.label, model, params, file_digest(sorted(directory.glob("*.safetensors"))))
 
     def evaluate(
         self, survey: TextSurvey, model: LoadedTeacher, *, index: int, taught: bool
     ) -> dict[str, dict[str, float]]:
         """Metrics of a model on the validation and test sets of a stage; `taught`: beside its teachers."""
-        mesh = make_mesh(self.run.parallel)
         loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers] if taught else []
-        teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
-        placed = [replicate(t.prepare(each.params), mesh) for t, each in zip(teachers, loaded, strict=True)]
-        measure = self._measure(survey, model.model, teachers)
-        params = replicate(model.params, mesh)
+        placed = [place(each.params, self.loading.layout(each.model, teacher=True)) for each in loaded]
+        measure = self._measure(survey, model.model, tuple(OnlineTeacher(each.model) for each in loaded))
+        params = place(model.params, self.loading.layout(model.model))
         return {name: measure(name, params, placed) for name in ("validation", "test") if name in survey.splits}
 
     def _measure(
         self, survey: TextSurvey, model: models.Model, teachers: tuple[OnlineTeacher, ...]
     ) -> Callable[[str, Params, Sequence[Params]], dict[str, float]]:
-        mesh = make_mesh(self.run.parallel)
+        mesh = self.loading.mesh
         batch_size = whole_batches(survey.stage.config.evaluate.batch_size, mesh)
 
         def measure(split: str, params: Params, teacher_params: Sequence[Params]) -> dict[str, float]:
@@ -222,11 +230,12 @@ class CausalLM:
                 fused=self._fused(survey),
                 vocab_size=survey.vocab_size,
             ),
-            feed=TextFeed(train),
+            feed=TextFeed(train, host_share(self.loading.mesh)),
             total_steps=self._steps(survey),
             steps_per_epoch=None if stage.config.train.epochs is None else -(-train.rows_per_epoch() // batch_size),
             validate=lambda params, teacher_params: measure("validation", params, teacher_params),
             parallel=run.parallel,
+            precision=run.precision,
             logging=run.logging,
             run_name=f"{run.name}/{stage.key}",
             fingerprints={
@@ -242,7 +251,7 @@ class CausalLM:
         config = survey.stage.config
         if config.fused != "auto":
             return config.fused
-        shares = make_mesh(self.run.parallel).shape["data"] * config.train.accumulate
+        shares = batch_devices(self.loading.mesh) * config.train.accumulate
         tokens = config.train.batch_size // shares * survey.max_length
         return "off" if 4 * tokens * survey.student.config.vocab_size < _DENSE_BYTES else "auto"
 

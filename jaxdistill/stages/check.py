@@ -15,7 +15,7 @@ from jaxdistill.parallel import make_mesh
 from jaxdistill.stages.chain_table import print_chain
 from jaxdistill.stages.loading import Survey
 from jaxdistill.stages.prepare import Preparation
-from jaxdistill.train.loop import make_step
+from jaxdistill.train.job import make_step
 from jaxdistill.train.state import init_state
 
 
@@ -59,7 +59,9 @@ def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
     """One step on the stage's longest batch."""
     job = preparation.task.job(survey)
     step, optimizer, _ = make_step(job, make_mesh(job.parallel))
-    state = step.put_state(init_state(job.initial_params(), optimizer, jax.random.key(job.seed), step.mesh))
+    state = step.put_state(
+        init_state(job.initial_params(), optimizer, jax.random.key(job.seed), step.mesh, model=job.student)
+    )
     teacher_params = step.put_params(job.teacher_params)
     batch = step.put_batch(job.feed.longest(job.config.train.batch_size))
     begin = time.perf_counter()

@@ -24,7 +24,7 @@ from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.evaluate import evaluate_logits
-from jaxdistill.train.loop import Job
+from jaxdistill.train.job import Job
 from jaxdistill.typing import Batch, Params
 
 _EVALUATED = ("validation", "test")
@@ -305,6 +305,7 @@ class Classification:
             steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),
             validate=self._validation(survey, validation),
             parallel=run.parallel,
+            precision=run.precision,
             logging=run.logging,
             run_name=f"{run.name}/{stage.key}",
             fingerprints={

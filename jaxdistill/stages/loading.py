@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdistill import data, models
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.distill.warm_start import warm_start
+from jaxdistill.errors import ConfigError
+from jaxdistill.models.axes import check_mesh, param_shardings
+from jaxdistill.parallel import check_divisible, make_mesh
 from jaxdistill.run_directory import handed_on, read_record
 from jaxdistill.stages.inputs import Inputs
 from jaxdistill.train.checkpoint import load_params
@@ -59,9 +63,23 @@ class Loading:
 
     def as_teacher(self, params: Params) -> Params:
         """Parameters in the dtype that teachers are kept in."""
-        precision = self.chain.run.precision
-        dtype = jax.numpy.dtype(precision.teacher or precision.compute)
+        dtype = self.teacher_dtype
         return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jax.numpy.float32 else leaf, params)
+
+    @property
+    def teacher_dtype(self) -> Any:
+        """dtype that teachers' parameters are kept in."""
+        precision = self.chain.run.precision
+        return jax.numpy.dtype(precision.teacher or precision.compute)
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices of the run."""
+        return make_mesh(self.chain.run.parallel)
+
+    def layout(self, model: models.Model, *, teacher: bool = False) -> Any:
+        """Where a model's parameters lie on the mesh."""
+        return param_shardings(model, self.mesh, self.chain.run.parallel.teacher if teacher else "same")
 
     def tokenizers(self, stage: ChainStage) -> tuple[tuple[data.Tokenizer, ...], tuple[int, ...]]:
         """The distinct tokenizers of a stage, the student's own first, and which of them each teacher reads."""
@@ -86,8 +104,18 @@ class Loading:
         return [self.teacher_config(teacher) for teacher in stage.teachers]
 
     def model(self, stage: ChainStage, config: Any, *, task: str) -> tuple[models.Model, int]:
-        """The student of that configuration, and how many parameters it has."""
+        """The student of that configuration, and how many parameters it has; the devices can share both it and a batch.
+
+        Raises:
+            ConfigError: they cannot.
+        """
         model = models.build(config, task=task, dtype=self.dtype, remat=stage.config.train.remat)
+        train = stage.config.train
+        try:
+            check_mesh(model, self.mesh)
+            check_divisible(train.batch_size, self.mesh, accumulate=train.accumulate)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{stage.name}: {error}") from error
         return model, models.parameter_count(models.parameter_shapes(model))
 
     def load_stage(self, reference: ResolvedTeacher) -> LoadedTeacher:

@@ -15,7 +15,7 @@ from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.stages.causal_lm import CausalLM
 from jaxdistill.stages.classification import Classification
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
-from jaxdistill.train.loop import Job
+from jaxdistill.train.job import Job
 from jaxdistill.train.metrics import require_wandb
 
 

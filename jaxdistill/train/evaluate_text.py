@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,14 +16,14 @@ from jax.sharding import Mesh
 from jaxdistill import losses
 from jaxdistill.distill.teacher import Teacher
 from jaxdistill.distill.terms import IGNORED_LABEL
-from jaxdistill.parallel import put_batch
+from jaxdistill.parallel import put_batch, replicated
 from jaxdistill.typing import Array, Batch, Float, Params
 
 _TILE_BYTES = 2**26
 """Of one float32 tile of logits."""
 
 
-@partial(jax.jit, static_argnames=("student", "teachers", "teacher_weights", "vocab_size"))
+@partial(jax.jit, static_argnames=("student", "teachers", "teacher_weights", "vocab_size", "mesh"))
 def measure_tokens(
     params: Params,
     teacher_params: Sequence[Params],
@@ -32,6 +33,7 @@ def measure_tokens(
     teachers: tuple[Teacher, ...] = (),
     teacher_weights: tuple[float, ...] = (),
     vocab_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Float[Array, "B S"]]:
     """What a language model, and its teachers' averaged probabilities, make of every token that has a label.
 
@@ -43,13 +45,16 @@ def measure_tokens(
       student, teachers: `models.Model` and `Teacher`s of the same vocabulary.
       teacher_weights: one number per teacher.
       vocab_size: columns of the heads beyond it are padding (None: none is).
+      mesh: that parameters and batch are spread over; the result is whole on every device.
 
     Returns:
       float32 [B, S] each, 0 where there is no label: `loss` and `correct` of the student; with teachers also
       `teacher_loss`, `kl` (teacher ‖ student) and `agreement` (the same most likely token), all at temperature 1.
     """
-    heads = [student.apply(params, batch, ("head",))["head"]]
-    heads += [t.signals(p, batch, ("head",))["head"] for t, p in zip(teachers, teacher_params, strict=True)]
+    spread = mesh if mesh is not None and mesh.size > 1 else None
+    with nullcontext() if spread is None else jax.sharding.use_abstract_mesh(spread.abstract_mesh):
+        heads = [student.apply(params, batch, ("head",))["head"]]
+        heads += [t.signals(p, batch, ("head",))["head"] for t, p in zip(teachers, teacher_params, strict=True)]
     kernels = [head["kernel"].astype(head["input"].dtype) for head in heads]
     rows, length = batch["labels"].shape
     size = max(1, min(length, _TILE_BYTES // (4 * rows * max(kernel.shape[1] for kernel in kernels))))
@@ -70,7 +75,8 @@ def measure_tokens(
         return _measure(logits[0], logits[1:], labels, teacher_weights)
 
     values = jax.lax.map(measure, ([split(head["input"]) for head in heads], split(batch["labels"], IGNORED_LABEL)))
-    return {name: value.swapaxes(0, 1).reshape(rows, -1)[:, :length] for name, value in values.items()}
+    whole = {name: value.swapaxes(0, 1).reshape(rows, -1)[:, :length] for name, value in values.items()}
+    return whole if spread is None else jax.lax.with_sharding_constraint(whole, replicated(spread))
 
 
 def _measure(
@@ -125,6 +131,7 @@ def evaluate_text(
                 teachers=teachers,
                 teacher_weights=teacher_weights,
                 vocab_size=vocab_size,
+                mesh=mesh,
             )
         )
     if not counted:

@@ -2,82 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdistill import parallel
-from jaxdistill.config.schema import LoggingConfig, ParallelConfig, StageConfig, TrainConfig
-from jaxdistill.distill.objective import Objective
-from jaxdistill.distill.teacher import Teacher
 from jaxdistill.errors import DivergedError, Interrupted
-from jaxdistill.models import Model
-from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, load_params
+from jaxdistill.train.job import Job, make_step, step_memory
 from jaxdistill.train.metrics import MetricsWriter, fetch
-from jaxdistill.train.optimizer import build_optimizer
+from jaxdistill.train.out_of_memory import device_memory_limit, is_out_of_memory, out_of_memory_error
 from jaxdistill.train.progress import StageProgress
 from jaxdistill.train.state import init_state
-from jaxdistill.train.step import TrainStep, make_train_step
 from jaxdistill.tree import tree_digest
-from jaxdistill.typing import Batch, Params
+from jaxdistill.typing import Params
 
 SMALLER_IS_BETTER = ("loss", "kl", "perplexity")
-
-
-class Feed(Protocol):
-    """What a stage trains on: batches in an order that a seed decides."""
-
-    def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
-        """The batches of the whole stage; `get_state()` and `set_state()` continue exactly where another one stood."""
-        ...
-
-    def longest(self, batch_size: int) -> Batch:
-        """A batch that needs as much memory as any."""
-        ...
-
-    def sizes(self, batch: Batch) -> tuple[int, int]:
-        """How many examples and how many real tokens a batch on the host holds."""
-        ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """One stage with everything it reads resolved and nothing compiled yet.
-
-    `initial_params` is called once, and only if there is no checkpoint to continue from. `validate` measures the
-    student by its parameters and its teachers', both placed as the step wants them. `steps_per_epoch`: None if nobody
-    knows.
-    """
-
-    title: str
-    directory: Path
-    config: StageConfig
-    seed: int
-    student: Model
-    initial_params: Callable[[], Params]
-    teachers: tuple[Teacher, ...]
-    teacher_params: tuple[Params, ...]
-    objective: Objective
-    feed: Feed
-    total_steps: int
-    steps_per_epoch: int | None
-    validate: Callable[[Params, Sequence[Params]], dict[str, float]]
-    parallel: ParallelConfig
-    logging: LoggingConfig
-    run_name: str
-    fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,43 +56,23 @@ class _Tally:
         return self.examples / busy, self.tokens / busy
 
 
-def make_step(job: Job, mesh: Mesh) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
-    """The stage's compiled step, with the optimizer and schedule it was made from; repeats of a stage share it."""
-    return _make_step(
-        job.student, job.teachers, job.objective, job.config.train, job.total_steps, job.parallel.strategy, mesh
-    )
-
-
-@functools.lru_cache(maxsize=1)  # only the stage at hand: what another one compiled is on disk
-def _make_step(
-    student: Model,
-    teachers: tuple[Teacher, ...],
-    objective: Objective,
-    train: TrainConfig,
-    total_steps: int,
-    strategy: Literal["jit", "pmap"],
-    mesh: Mesh,
-) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
-    optimizer, schedule = build_optimizer(train, total_steps)
-    step = make_train_step(
-        student=student,
-        teachers=teachers,
-        objective=objective,
-        optimizer=optimizer,
-        mesh=mesh,
-        strategy=strategy,
-        accumulate=train.accumulate,
-    )
-    return step, optimizer, schedule
-
-
 def train_stage(job: Job, console: Console) -> Trained:
     """Train one stage to its end, from its newest whole checkpoint if there is one.
 
     Raises:
         DivergedError: too many non-finite updates in a row.
         Interrupted: SIGTERM arrived; the state is checkpointed.
+        MemoryLimitError: the step does not fit a device; it says what would.
     """
+    try:
+        return _train(job, console)
+    except (RuntimeError, ValueError) as error:  # what JAX raises, compiling or running
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_error(error, step_memory(job), limit=device_memory_limit()) from error
+
+
+def _train(job: Job, console: Console) -> Trained:
     loop = _Loop(job, console)
     try:
         with _terminations() as asked_to_stop:
@@ -177,8 +104,7 @@ class _Loop:
         key = jax.random.key(job.seed)
         self.done = 0
         if self.checkpoints.exists():
-            template = jax.eval_shape(lambda: init_state(job.student.init(key), optimizer, jax.random.fold_in(key, 1)))
-            restored = self.checkpoints.restore(template)
+            restored = self.checkpoints.restore(self.step.abstract_state())
             state = restored.state
             self.iterator.set_state(restored.data_state)
             self.tally = _Tally(**restored.extra["tally"])
@@ -187,7 +113,8 @@ class _Loop:
                 console.print(f"[yellow]{warning}[/yellow]")
             console.print(f"{job.title}: continues at step {self.done} of {self.total}")
         else:
-            state = init_state(job.initial_params(), optimizer, jax.random.fold_in(key, 1))
+            start = jax.random.fold_in(key, 1)
+            state = init_state(job.initial_params(), optimizer, start, self.mesh, model=job.student)
         self.state = self.step.put_state(state)
         self.teacher_params = self.step.put_params(job.teacher_params)
         self.writer = MetricsWriter(
@@ -274,7 +201,7 @@ class _Loop:
 
     def _evaluate(self) -> bool:
         """Evaluate on validation; true if this is the best so far by the stage's metric."""
-        values = self.job.validate(self.step.get_state(self.state).params, self.teacher_params)
+        values = self.job.validate(self.step.get_state(self.state).params, self.step.get_params(self.teacher_params))
         self.writer.write(self.done, "validation", values)
         self.progress.note(
             f"{self.job.title}: step {self.done}, validation "

@@ -1,0 +1,118 @@
+"""A stage as the loop trains it: everything it reads resolved, and nothing compiled yet."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import optax
+from jax.sharding import Mesh
+
+from jaxdistill.config.schema import LoggingConfig, ParallelConfig, PrecisionConfig, StageConfig, TrainConfig
+from jaxdistill.distill.objective import Objective
+from jaxdistill.distill.teacher import Teacher
+from jaxdistill.models import Model
+from jaxdistill.parallel import make_mesh
+from jaxdistill.train.adamw import GuardedTransformation
+from jaxdistill.train.memory import StepMemory, memory_breakdown
+from jaxdistill.train.optimizer import build_optimizer
+from jaxdistill.train.state import abstract_state
+from jaxdistill.train.step import TrainStep, make_train_step
+from jaxdistill.typing import Batch, Params
+
+
+class Feed(Protocol):
+    """What a stage trains on: batches in an order that a seed decides."""
+
+    def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
+        """The batches of the whole stage; `get_state()` and `set_state()` continue exactly where another one stood."""
+        ...
+
+    def longest(self, batch_size: int) -> Batch:
+        """A batch that needs as much memory as any."""
+        ...
+
+    def sizes(self, batch: Batch) -> tuple[int, int]:
+        """How many examples and how many real tokens a batch on the host holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage with everything it reads resolved and nothing compiled yet.
+
+    `initial_params` is called once, and only if there is no checkpoint to continue from. `validate` measures the
+    student by its parameters and its teachers', both placed as the step wants them. `steps_per_epoch`: None if nobody
+    knows.
+    """
+
+    title: str
+    directory: Path
+    config: StageConfig
+    seed: int
+    student: Model
+    initial_params: Callable[[], Params]
+    teachers: tuple[Teacher, ...]
+    teacher_params: tuple[Params, ...]
+    objective: Objective
+    feed: Feed
+    total_steps: int
+    steps_per_epoch: int | None
+    validate: Callable[[Params, Sequence[Params]], dict[str, float]]
+    parallel: ParallelConfig
+    precision: PrecisionConfig
+    logging: LoggingConfig
+    run_name: str
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+
+def make_step(job: Job, mesh: Mesh) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
+    """The stage's compiled step, with the optimizer and schedule it was made from; repeats of a stage share it."""
+    return _make_step(job.student, job.teachers, job.objective, job.config.train, job.total_steps, job.parallel, mesh)
+
+
+@functools.lru_cache(maxsize=1)  # only the stage at hand: what another one compiled is on disk
+def _make_step(
+    student: Model,
+    teachers: tuple[Teacher, ...],
+    objective: Objective,
+    train: TrainConfig,
+    total_steps: int,
+    parallel: ParallelConfig,
+    mesh: Mesh,
+) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
+    optimizer, schedule = build_optimizer(train, total_steps)
+    step = make_train_step(
+        student=student,
+        teachers=teachers,
+        objective=objective,
+        optimizer=optimizer,
+        mesh=mesh,
+        strategy=parallel.strategy,
+        accumulate=train.accumulate,
+        teacher_layout=parallel.teacher,
+    )
+    return step, optimizer, schedule
+
+
+def step_memory(job: Job) -> StepMemory:
+    """What the stage's step holds on a device, and what of it settings could save; nothing is compiled or placed."""
+    mesh = make_mesh(job.parallel)
+    step, optimizer, _ = make_step(job, mesh)
+    state = abstract_state(job.student, optimizer, mesh)
+    language = job.student.task == "causal_lm"
+    return memory_breakdown(
+        student=job.student,
+        train=job.config.train,
+        parallel=job.parallel,
+        precision=job.precision,
+        mesh_shape=mesh.shape,
+        fused=job.objective.fused is not None if language else None,
+        student_params=state.params,
+        opt_state=state.opt_state,
+        teacher_params=step.abstract_params(job.teacher_params),
+        batch=job.feed.longest(job.config.train.batch_size),
+    )
