@@ -1,31 +1,26 @@
-"""A student's start from its teacher: chosen layers, and embeddings copied or reduced by a truncated SVD."""
+"""A student's start from its teacher: what is taken, by whichever of the two families they are of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from jaxdistill.config.model_schema import WarmStartConfig
+from jaxdistill.distill.decoder_start import check_decoder, start_decoder
+from jaxdistill.distill.encoder_start import check_encoder, start_encoder
 from jaxdistill.errors import ModelError
-from jaxdistill.models import (
-    EncoderConfig,
-    Model,
-    class_order,
-    positions,
-    reorder_classes,
-    select_layers,
-    svd_factorise,
-)
-from jaxdistill.models.convert.save import fold_words
-from jaxdistill.typing import Array, Params
+from jaxdistill.models import EncoderConfig, LlamaConfig, Model, ModelConfig
+from jaxdistill.typing import Batch, Params
 
 
 def warm_start(
-    student_model: Model, student_params: Params, teacher_model: Model, teacher_params: Params, config: WarmStartConfig
+    student_model: Model,
+    student_params: Params,
+    teacher_model: Model,
+    teacher_params: Params,
+    config: WarmStartConfig,
+    *,
+    calibration: Callable[[], Iterable[Batch]] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The student's parameters with what `config` names taken from the teacher, and a line on each thing taken.
 
@@ -40,10 +35,14 @@ def warm_start(
     initialised; but beside copied layers, which read the teacher's own coordinates, the projection is what makes the
     product nearest to the teacher's word embedding, and the other tables are copied.
 
+    width: `importance` gives a narrower decoder the part of the teacher that matters most on calibration text, the
+    embeddings included (`select_width`).
+
     Args:
       student_model, student_params: the fresh student.
       teacher_model, teacher_params: whom to copy from.
       config: what to copy.
+      calibration: makes batches as the teacher reads them, of which the first few are looked at; only `width` asks.
 
     Returns:
       (parameters, report lines); nothing is modified in place, and float32 stays float32.
@@ -52,234 +51,28 @@ def warm_start(
       ModelError: shapes that cannot be copied, saying which differ and what can be done.
     """
     check_warm_start(student_model.config, teacher_model.config, config)
-    params, lines = dict(student_params), []
-    if config.layers is not None:
-        lines += _copy_layers(params, student_model, teacher_model, teacher_params, config.layers)
-    if config.embeddings is not None:
-        own, theirs = student_model.config, teacher_model.config
-        lines += _embeddings_start(config, own, theirs)(params, own, theirs, teacher_params)
-    return params, lines
+    if config.width is not None and calibration is None:
+        raise ModelError("warm_start.width: importance is measured on text, and none was given")
+    params = dict(student_params)
+    if isinstance(student_model.config, EncoderConfig):
+        return params, start_encoder(student_model, params, teacher_model, teacher_params, config)
+    batches = calibration() if calibration is not None and config.width is not None else ()
+    return params, start_decoder(student_model, params, teacher_model, teacher_params, config, batches)
 
 
-def check_warm_start(own: EncoderConfig, theirs: EncoderConfig, config: WarmStartConfig) -> None:
+def check_warm_start(own: ModelConfig, theirs: ModelConfig, config: WarmStartConfig) -> None:
     """What `warm_start` needs of a student's and a teacher's shapes, before there are weights.
 
     Raises:
       ModelError: as `warm_start`.
     """
-    if config.layers is not None:
-        _check_widths(own, theirs)
-        layer_indices(config.layers, student=own.num_hidden_layers, teacher=theirs.num_hidden_layers)
-    if config.embeddings is not None:
-        _check_vocabulary(own, theirs)
-        _embeddings_start(config, own, theirs)
-
-
-# --- layers ----------------------------------------------------------------------------------------------------------
-
-
-def layer_indices(layers: str | tuple[int, ...], *, student: int, teacher: int) -> tuple[int, ...]:
-    """The teacher layer (0-based) that each of `student` layers takes from `teacher` ones.
-
-    Raises:
-      ModelError: the student has more layers than the teacher, or the list does not fit.
-    """
-    if not isinstance(layers, str):
-        if len(layers) != student or any(not 0 <= index < teacher for index in layers):
+    match own, theirs:
+        case EncoderConfig(), EncoderConfig():
+            check_encoder(own, theirs, config)
+        case LlamaConfig(), LlamaConfig():
+            check_decoder(own, theirs, config)
+        case _:
             raise ModelError(
-                f"warm_start.layers: {list(layers)} must name one teacher layer in 0 … {teacher - 1} "
-                f"for each of the student's {student} layers"
+                f"warm_start: the student is a {own.model_type} and the teacher a {theirs.model_type}; layers and "
+                "embeddings are only taken from a model of the same family, encoder or decoder"
             )
-        return tuple(layers)
-    if student > teacher:
-        raise ModelError(
-            f"warm_start.layers: the student has {student} layers and the teacher only {teacher}; "
-            "list a teacher layer for each student layer, or leave `layers` out"
-        )
-    match layers:
-        case "first":
-            return tuple(range(student))
-        case "last":
-            return tuple(range(teacher - student, teacher))
-        case _:  # uniform; whole numbers, so that ties are exact
-            return tuple((2 * i * teacher + student) // (2 * student) - 1 for i in range(1, student + 1))
-
-
-def _copy_layers(
-    params: dict[str, Any], student: Model, teacher: Model, teacher_params: Params, layers: str | tuple[int, ...]
-) -> list[str]:
-    """Layers and, where shapes and meaning agree, what follows them."""
-    own, theirs = student.config, teacher.config
-    count = own.num_hidden_layers
-    indices = layer_indices(layers, student=count, teacher=theirs.num_hidden_layers)
-    params["encoder"] = {**params["encoder"], "layers": _float32(select_layers(teacher_params, indices))}
-    how = layers if isinstance(layers, str) else "as listed"
-    lines = [f"layers 0 … {count - 1} from teacher layers {', '.join(map(str, indices))} ({how})"]
-    taken = []
-    for name in sorted(params.keys() - {"embeddings", "encoder"}):
-        # DistilBERT squashes its pooled output otherwise: the same numbers would mean something else there
-        if not _same_head(own, theirs) or _shapes(params[name]) != _shapes(teacher_params.get(name)):
-            continue
-        source = teacher_params
-        if name == "classifier" and own.id2label is not None and theirs.id2label is not None:
-            order = class_order(theirs.id2label, own.id2label)
-            if order is None:
-                continue
-            source = reorder_classes(teacher_params, order)
-        params[name] = _float32(source[name])
-        taken.append(name)
-    return [*lines, f"{' and '.join(taken)} copied"] if taken else lines
-
-
-def _check_widths(own: EncoderConfig, theirs: EncoderConfig) -> None:
-    fields = ("hidden_size", "num_attention_heads", "intermediate_size")
-    different = [
-        f"{f} {getattr(own, f)} and {getattr(theirs, f)}" for f in fields if getattr(own, f) != getattr(theirs, f)
-    ]
-    if different:
-        raise ModelError(
-            f"warm_start.layers: student and teacher differ in {', '.join(different)}, so layers cannot be copied; "
-            "leave `layers` out, or give the student the teacher's widths"
-        )
-
-
-def _same_head(own: EncoderConfig, theirs: EncoderConfig) -> bool:
-    return (own.model_type == "distilbert") == (theirs.model_type == "distilbert")
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(np.shape, tree)
-
-
-# --- embeddings ------------------------------------------------------------------------------------------------------
-
-
-def _check_vocabulary(own: EncoderConfig, theirs: EncoderConfig) -> None:
-    if own.vocab_size != theirs.vocab_size:
-        raise ModelError(
-            f"warm_start.embeddings: the student's vocabulary has {own.vocab_size} tokens and the teacher's "
-            f"{theirs.vocab_size}; embeddings can only be taken from a model with the same tokenizer"
-        )
-
-
-def _embeddings_start(config: WarmStartConfig, own: EncoderConfig, theirs: EncoderConfig) -> Callable[..., list[str]]:
-    """Which of the ways below fits what was asked for."""
-    factorised = own.model_type == "bert_hash"
-    if config.embeddings == "copy" or (not factorised and own.hidden_size == theirs.hidden_size):
-        return _copy_embeddings
-    return _factorise_embeddings if factorised and config.layers is not None else _reduce_embeddings
-
-
-def _copy_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: EncoderConfig, teacher: Params) -> list[str]:
-    """Every table and the norm, as they are."""
-    if own.hidden_size != theirs.hidden_size:
-        raise ModelError(
-            f"warm_start.embeddings: copy needs equal widths, but hidden_size is {own.hidden_size} for the student and "
-            f"{theirs.hidden_size} for the teacher; use `embeddings: svd`, which projects the table"
-        )
-    embeddings = dict(params["embeddings"])
-    if own.model_type == "bert_hash":
-        if (own.model_type, own.projections) != (theirs.model_type, theirs.projections):
-            raise ModelError(
-                "warm_start.embeddings: copy cannot fill a factorised word table (bert_hash) from an ordinary one or "
-                "one of another `projections`; use `embeddings: svd`"
-            )
-        embeddings |= _float32({name: teacher["embeddings"][name] for name in ("word_table", "word_projection")})
-    else:
-        embeddings["word"] = jnp.asarray(_words(theirs, teacher))
-    _fill_contexts(embeddings, own, theirs, teacher)
-    embeddings["norm"] = _float32(teacher["embeddings"]["norm"])
-    params["embeddings"] = embeddings
-    return ["embeddings copied"]
-
-
-def _factorise_embeddings(
-    params: dict[str, Any], own: EncoderConfig, theirs: EncoderConfig, teacher: Params
-) -> list[str]:
-    """The factorised table and projection nearest to the teacher's word table, everything else as it is."""
-    _check_narrower(own.projections, theirs)
-    left, right, mean = map(jnp.asarray, svd_factorise(jnp.asarray(_words(theirs, teacher)), own.projections))
-    embeddings = dict(params["embeddings"]) | {"word_table": left, "word_projection": {"kernel": right, "bias": mean}}
-    _fill_contexts(embeddings, own, theirs, teacher)
-    embeddings["norm"] = _float32(teacher["embeddings"]["norm"])
-    params["embeddings"] = embeddings
-    return [f"word embedding from the {own.projections} largest directions of the teacher's, its other tables copied"]
-
-
-def _reduce_embeddings(params: dict[str, Any], own: EncoderConfig, theirs: EncoderConfig, teacher: Params) -> list[str]:
-    """Tables in the coordinates of the teacher's largest-variance directions."""
-    table = _words(theirs, teacher)
-    width = own.projections if own.model_type == "bert_hash" else own.hidden_size
-    _check_narrower(width, theirs)
-    left, right, _ = svd_factorise(jnp.asarray(table), width)
-    embeddings = dict(params["embeddings"])
-    if own.model_type == "bert_hash":
-        embeddings["word_table"] = jnp.asarray(left)
-        params["embeddings"] = embeddings
-        return [f"word table from the {width} largest directions of the teacher's, unit standard deviation"]
-    deviations = np.linalg.norm(right, axis=1)
-    words = left * deviations
-    scale = np.std(table) / np.std(words)
-    onto = (right / deviations[:, None]).T * scale
-    embeddings["word"] = jnp.asarray(words * scale)
-    _fill_contexts(embeddings, own, theirs, teacher, onto)
-    params["embeddings"] = embeddings
-    return [f"embeddings from the {width} largest directions of the teacher's {theirs.hidden_size}"]
-
-
-def _check_narrower(width: int, theirs: EncoderConfig) -> None:
-    if width > theirs.hidden_size:
-        raise ModelError(
-            f"warm_start.embeddings: svd can only narrow, but the student's table is {width} wide and the teacher's "
-            f"hidden_size is {theirs.hidden_size}; leave `embeddings` out"
-        )
-
-
-def _words(config: EncoderConfig, params: Params) -> np.ndarray:
-    """The word table [V, D], a factorised one multiplied out; float32."""
-    if config.model_type == "bert_hash":
-        return fold_words(params)
-    return np.asarray(params["embeddings"]["word"], np.float32)
-
-
-def _fill_contexts(
-    embeddings: dict[str, Any],
-    own: EncoderConfig,
-    theirs: EncoderConfig,
-    teacher: Params,
-    onto: np.ndarray | None = None,
-) -> None:
-    """The teacher's position and token-type tables, from position 0 on, projected by `onto` [D_t, D_s] if given.
-
-    A student without token types gets the teacher's first type added to its positions: the same sum for every token.
-    """
-    tables = {"position": np.asarray(teacher["embeddings"]["position"], np.float32)[_first_position(theirs) :]}
-    if "token_type" in teacher["embeddings"]:
-        token_type = np.asarray(teacher["embeddings"]["token_type"], np.float32)
-        if own.type_vocab_size:
-            tables["token_type"] = token_type
-        else:
-            tables["position"] = tables["position"] + token_type[0]
-    for name, table in tables.items():
-        start = _first_position(own) if name == "position" else 0
-        _fill(embeddings, name, table if onto is None else table @ onto, start=start)
-
-
-def _first_position(config: EncoderConfig) -> int:
-    """Row of position 0 (RoBERTa's table starts with rows for padding)."""
-    return config.max_position_embeddings - positions(config)
-
-
-def _fill(embeddings: dict[str, Any], name: str, rows: np.ndarray, *, start: int = 0) -> None:
-    """Rows of a table replaced from `start` on; the student may have more or fewer than are given."""
-    table = np.array(embeddings[name], np.float32)
-    count = min(len(table) - start, len(rows))
-    table[start : start + count] = rows[:count]
-    embeddings[name] = jnp.asarray(table)
-
-
-def _float32(tree: Any) -> Any:
-    def convert(leaf: Array) -> Array:
-        return jnp.array(leaf, jnp.float32)
-
-    return jax.tree.map(convert, tree)

@@ -9,14 +9,17 @@ from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
 from jaxdistill.models.derive import decoder_parameters, derive_config, resolve_derived, student_config
 from jaxdistill.models.hub import resolve
+from jaxdistill.models.importance import Importance, decoder_importance
 from jaxdistill.models.llama_config import LlamaConfig, RopeConfig
 from jaxdistill.models.outputs import OUTPUTS
 from jaxdistill.models.stack import stack_layers, unstack_layers
-from jaxdistill.models.surgery import select_layers, svd_factorise
+from jaxdistill.models.surgery import DecoderSlice, select_layers, slice_decoder, svd_factorise
 
 __all__ = [
     "OUTPUTS",
+    "DecoderSlice",
     "EncoderConfig",
+    "Importance",
     "LlamaConfig",
     "LoadReport",
     "Model",
@@ -25,6 +28,7 @@ __all__ = [
     "build",
     "class_order",
     "config_from_hf",
+    "decoder_importance",
     "decoder_parameters",
     "derive_config",
     "from_pretrained",
@@ -37,6 +41,7 @@ __all__ = [
     "resolve_derived",
     "save_pretrained",
     "select_layers",
+    "slice_decoder",
     "stack_layers",
     "student_config",
     "svd_factorise",

@@ -8,7 +8,8 @@ import pytest
 
 from jaxdistill import models
 from jaxdistill.config.model_schema import WarmStartConfig
-from jaxdistill.distill.warm_start import layer_indices, warm_start
+from jaxdistill.distill.layer_choice import layer_indices
+from jaxdistill.distill.warm_start import warm_start
 from jaxdistill.errors import ModelError
 
 SHAPE = {
