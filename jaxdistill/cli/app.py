@@ -58,9 +58,13 @@ ModelArgument = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; everything else goes to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]  # read by `main`
-BatchSize = Annotated[int, typer.Option(min=1, help="Most texts in one forward pass.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Most texts in one forward pass (default: 64; of a language model 8).")
+]
 MaxLength = Annotated[int | None, typer.Option(min=3, help="Most tokens of a text (default: the model's positions).")]
-Truncate = Annotated[bool, typer.Option("--truncate", help="Cut longer texts instead of refusing them.")]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Cut longer texts instead of refusing them (classifiers only).")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 
 
@@ -123,21 +127,30 @@ def run(
 
 
 @app.command(
-    epilog=_examples("jaxdistill evaluate runs/quickstart:student --data reviews.csv --text review --label stars")
+    epilog=_examples(
+        "jaxdistill evaluate runs/quickstart:student --data reviews.csv --text review --label stars",
+        "jaxdistill evaluate runs/lm:student --data books.txt --max-length 512 --teacher ./teacher",
+    )
 )
 def evaluate(
     model: ModelArgument,
-    data: Annotated[Path | None, typer.Option(help="Labelled file: csv, tsv, json, jsonl, parquet or arrow.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="File: csv, tsv, json, jsonl, parquet or arrow; of a language model also txt."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Take the data of this run configuration (default: that of the stage's run).")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="validation or test of the configuration (default: test if there is one).")
     ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Text column of --data; give it twice for pairs.")] = None,
-    label: Annotated[str | None, typer.Option(help="Label column of --data.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text column of --data; twice for a pair, or prompt and completion.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Label column of --data (classifiers only).")] = None,
     label_names: Annotated[
-        str | None, typer.Option(help="What the model's classes are called in the data, in its order: a,b,c.")
+        str | None,
+        typer.Option(help="What a classifier's classes are called in the data, in its order: a,b,c."),
     ] = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and count them.")
@@ -146,24 +159,27 @@ def evaluate(
         str | None, typer.Option(help="Compare with this model or stage: agreement, KL, retention.")
     ] = None,
     revision: Revision = None,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
     max_length: MaxLength = None,
     truncate: Truncate = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a model or a stage's student on labelled data."""
-    from jaxdistill.cli.evaluation import evaluate_model, print_evaluation
+    """Measure a model or a stage's student on data.
 
-    names = tuple(name.strip() for name in label_names.split(",")) if label_names else None
-    result = evaluate_model(
+    A classifier: accuracy and F1 on labelled texts. A language model: perplexity on text, packed into sequences of
+    --max-length tokens (default: the configuration's, or the model's positions, of --data at most 1024).
+    """
+    from jaxdistill.cli.evaluation import Options, evaluate_model, print_evaluation
+
+    options = Options(
         model,
         data=data,
         config=config,
         split=split,
         text=tuple(text or ()),
         label=label,
-        label_names=names,
+        label_names=tuple(name.strip() for name in label_names.split(",")) if label_names else None,
         skip_bad_rows=skip_bad_rows,
         teacher=teacher,
         revision=revision,
@@ -171,6 +187,7 @@ def evaluate(
         max_length=max_length,
         truncate=truncate,
     )
+    result = evaluate_model(options)
     if as_json:
         _print_json(result)
     else:
@@ -181,6 +198,7 @@ def evaluate(
     epilog=_examples(
         'jaxdistill predict runs/quickstart:student "what a film"',
         "jaxdistill predict runs/quickstart:student --json < lines.txt",
+        'jaxdistill predict runs/lm:student --max-new-tokens 40 --temperature 0.8 "Once upon a time"',
     )
 )
 def predict(
@@ -190,29 +208,73 @@ def predict(
     ] = None,
     pair: Annotated[bool, typer.Option("--pair", help="Each text is two, with a TAB between.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Print the probability of every label.")] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens a language model adds (default: 64).")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Draw a language model's tokens at this temperature (default: 0, the likeliest)."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of what is drawn (default: 0).")] = None,
     revision: Revision = None,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
     max_length: MaxLength = None,
     truncate: Truncate = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Label texts.
+    """Label texts, or continue them.
 
-    Prints a line a text: label, probability and the text itself, with TABs between. A blank line stays blank.
+    A classifier: a line a text, with label, probability and the text itself, TABs between. A language model: the
+    text and its continuation, a TAB between; every token costs a forward pass over a window of fixed length, which
+    is to look at a model, not to serve it. A blank line stays blank.
     """
-    from jaxdistill.cli.prediction import argument_lines, format_line, predict_lines, stdin_lines
-    from jaxdistill.inference import Classifier
+    from jaxdistill.cli.options import refuse_options
+    from jaxdistill.cli.prediction import (
+        argument_lines,
+        continue_lines,
+        format_continuation,
+        format_line,
+        predict_lines,
+        stdin_lines,
+    )
+    from jaxdistill.inference import Classifier, LanguageModel, is_language_model
     from jaxdistill.run_directory import resolve_model
 
-    classifier = Classifier(
-        resolve_model(model), revision=revision, batch_size=batch_size, max_length=max_length, truncate=truncate
-    )
     lines = argument_lines(texts) if texts else stdin_lines(sys.stdin.buffer)
-    source, unit = ("arguments", "text") if texts else ("stdin", "line")
-    at_once = 1 if not texts and sys.stdin.isatty() else 16 * batch_size
-    for text, prediction in predict_lines(classifier, lines, source=source, unit=unit, pair=pair, at_once=at_once):
-        print(format_line(text, prediction, as_json=as_json, every=every), flush=at_once == 1)
+    origin = {"source": "arguments", "unit": "text"} if texts else {"source": "stdin", "unit": "line"}
+    answered_singly = not texts and sys.stdin.isatty()
+    source = resolve_model(model)
+    if is_language_model(source, revision=revision):
+        refuse_options({"--pair": pair, "--all": every, "--truncate": truncate}, f"{model} is a language model")
+        language_model = LanguageModel(
+            source, revision=revision, batch_size=batch_size or LanguageModel.BATCH_SIZE, max_length=max_length
+        )
+        continued = continue_lines(
+            language_model,
+            lines,
+            **origin,
+            at_once=1 if answered_singly else language_model.batch_size,
+            max_new_tokens=max_new_tokens or 64,
+            temperature=temperature or 0.0,
+            seed=seed or 0,
+        )
+        answers = (format_continuation(text, found, as_json=as_json) for text, found in continued)
+    else:
+        generating = {"--max-new-tokens": max_new_tokens, "--temperature": temperature, "--seed": seed}
+        refuse_options(generating, f"{model} is a classifier")
+        classifier = Classifier(
+            source,
+            revision=revision,
+            batch_size=batch_size or Classifier.BATCH_SIZE,
+            max_length=max_length,
+            truncate=truncate,
+        )
+        at_once = 1 if answered_singly else 16 * classifier.batch_size
+        predicted = predict_lines(classifier, lines, **origin, pair=pair, at_once=at_once)
+        answers = (format_line(text, found, as_json=as_json, every=every) for text, found in predicted)
+    for answer in answers:
+        print(answer, flush=answered_singly)
     sys.stdout.flush()
 
 

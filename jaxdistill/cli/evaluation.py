@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxdistill import models
+from jaxdistill.cli.options import refuse_options
 from jaxdistill.config import build_chain, load_run
-from jaxdistill.config.data_schema import DataConfig, SourceConfig
+from jaxdistill.config.data_schema import DataConfig, PromptConfig, SourceConfig
 from jaxdistill.errors import DataError
-from jaxdistill.inference import Classifier, evaluate, evaluation_rows
-from jaxdistill.report.columns import decimals
+from jaxdistill.inference import (
+    Classifier,
+    LanguageModel,
+    evaluate,
+    evaluate_on_text,
+    evaluation_rows,
+    evaluation_split,
+    is_language_model,
+)
+from jaxdistill.report.columns import decimals, perplexity
 from jaxdistill.report.table import byte_size
 from jaxdistill.run_directory import config_path, is_run_directory, resolve_model
 
@@ -19,63 +28,107 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _METRICS = (
+    ("perplexity", "perplexity", perplexity),
     ("accuracy", "accuracy", decimals),
     ("f1", "F1", decimals),
     ("loss", "loss", decimals),
     ("teacher_accuracy", "teacher's accuracy", decimals),
+    ("teacher_perplexity", "teacher's perplexity", perplexity),
     ("retention", "retention", "{:.1%}".format),
     ("agreement", "agreement with teacher", decimals),
     ("kl", "KL(teacher ‖ model)", decimals),
 )
+_LONGEST = 1024
+"""Tokens of a sequence of a file's text when nobody says: a model may have positions for more than memory has."""
 
 
-def evaluate_model(
-    model: str,
-    *,
-    data: Path | None,
-    config: Path | None,
-    split: str | None,
-    text: tuple[str, ...],
-    label: str | None,
-    label_names: tuple[str, ...] | None,
-    skip_bad_rows: bool,
-    teacher: str | None,
-    revision: str | None,
-    batch_size: int,
-    max_length: int | None,
-    truncate: bool,
-) -> dict[str, Any]:
-    """Load, evaluate, and gather what was measured; arguments as the command's options.
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for, under the names of its options."""
+
+    model: str
+    data: Path | None = None
+    config: Path | None = None
+    split: str | None = None
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    label_names: tuple[str, ...] | None = None
+    skip_bad_rows: bool = False
+    teacher: str | None = None
+    revision: str | None = None
+    batch_size: int | None = None
+    max_length: int | None = None
+    truncate: bool = False
+
+
+def evaluate_model(options: Options) -> dict[str, Any]:
+    """Load, evaluate, and gather what was measured.
 
     Raises:
       UserError: options that do not go together, or anything wrong with model or data.
       ExternalError: an outside resource failed.
     """
-    directory = resolve_model(model)
-    chosen = _data_config(directory, data=data, config=config, split=split, text=text, label=label)
-    if skip_bad_rows:
-        chosen = replace(chosen, on_bad_row="skip")
-    rows, read_split = evaluation_rows(chosen, split)
+    directory = resolve_model(options.model)
+    if is_language_model(directory, revision=options.revision):
+        classifying = {"--label": options.label, "--label-names": options.label_names, "--truncate": options.truncate}
+        refuse_options(classifying, f"{options.model} is a language model")
+        measured = _on_text(options, directory, _data_config(options, directory, "causal_lm"))
+    else:
+        measured = _on_labels(options, directory, _data_config(options, directory, "classification"))
+    return {"model": options.model, "teacher": options.teacher, **measured}
+
+
+def _on_labels(options: Options, directory: str, config: DataConfig) -> dict[str, Any]:
+    """What a classifier is worth on labelled rows."""
+    rows, split = evaluation_rows(config, options.split)
     settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "max_length": max_length or chosen.max_length,
+        "batch_size": options.batch_size or Classifier.BATCH_SIZE,
+        "max_length": options.max_length or config.max_length,
         # As in a run: a maximum length that is written in the configuration says that longer texts are cut to it.
-        "truncate": truncate or (chosen.max_length is not None if chosen.truncate is None else chosen.truncate),
+        "truncate": options.truncate or (config.max_length is not None if config.truncate is None else config.truncate),
     }
-    classifier = Classifier(directory, revision=revision, **settings)
-    other = None if teacher is None else Classifier(resolve_model(teacher), **settings)
-    metrics = evaluate(classifier, rows, data_names=chosen.label_names, label_names=label_names, teacher=other)
+    classifier = Classifier(directory, revision=options.revision, **settings)
+    teacher = None if options.teacher is None else Classifier(resolve_model(options.teacher), **settings)
+    names = options.label_names
+    metrics = evaluate(classifier, rows, data_names=config.label_names, label_names=names, teacher=teacher)
     return {
-        "model": model,
-        "teacher": teacher,
         "data": rows.source,
-        "split": None if data else read_split,
+        "split": None if options.data else split,
         "examples": len(rows),
         "skipped_rows": rows.skipped,
-        "parameters": models.parameter_count(classifier.params),
-        "bytes": models.parameter_bytes(classifier.params),
+        **_size(classifier.params),
         **metrics,
     }
+
+
+def _on_text(options: Options, directory: str, config: DataConfig) -> dict[str, Any]:
+    """What a language model is worth on text."""
+    settings: dict[str, Any] = {
+        "batch_size": options.batch_size or LanguageModel.BATCH_SIZE,
+        "max_length": options.max_length or config.max_length,
+    }
+    model = LanguageModel(directory, revision=options.revision, **settings)
+    teacher = None if options.teacher is None else LanguageModel(resolve_model(options.teacher), **settings)
+    length = min(each.max_length for each in (model, teacher) if each is not None)
+    if options.data is not None and settings["max_length"] is None:
+        length = min(length, _LONGEST)
+    text, split = evaluation_split(config, options.split, model.tokenizer, sequence_length=length)
+    metrics = evaluate_on_text(model, text, teacher=teacher)
+    described = text.describe()
+    return {
+        "data": text.source,
+        "split": None if options.data else split,
+        "documents": described["documents"],
+        "skipped_rows": described["skipped"],
+        "max_length": length,
+        **_size(model.params),
+        **metrics,
+        "tokens": round(metrics["tokens"]),
+    }
+
+
+def _size(params: Any) -> dict[str, int]:
+    return {"parameters": models.parameter_count(params), "bytes": models.parameter_bytes(params)}
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
@@ -85,7 +138,7 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
 
     split = f" ({result['split']})" if result["split"] else ""
     skipped = f", {result['skipped_rows']:,} bad rows left out" if result["skipped_rows"] else ""
-    console.print(Text(f"{result['model']} on {result['data']}{split}: {result['examples']:,} examples{skipped}"))
+    console.print(Text(f"{result['model']} on {result['data']}{split}: {_amount(result)}{skipped}"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(justify="right")
@@ -96,36 +149,52 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _data_config(
-    directory: str,
-    *,
-    data: Path | None,
-    config: Path | None,
-    split: str | None,
-    text: tuple[str, ...],
-    label: str | None,
-) -> DataConfig:
+def _amount(result: dict[str, Any]) -> str:
+    """How much data there was."""
+    if "examples" in result:
+        return f"{result['examples']:,} examples"
+    documents = f" of {result['documents']:,} documents" if result["documents"] is not None else ""
+    return f"{result['tokens']:,} tokens{documents} in sequences of {result['max_length']:,}"
+
+
+def _data_config(options: Options, directory: str, task: str) -> DataConfig:
     """The data to evaluate on: a file, a configuration's, or that of the run the model is a stage of."""
-    if data is not None:
-        if config is not None or split is not None:
+    if options.data is not None:
+        chosen = _file_config(options, options.data, task)
+    else:
+        if options.text or options.label:
+            raise DataError("--text and --label name columns of --data FILE; a configuration names its own")
+        if options.split not in (None, "validation", "test"):
+            raise DataError(f"--split is {options.split!r}; expected validation or test")
+        chosen = load_run(options.config).data if options.config is not None else _run_data(Path(directory))
+        if chosen.task != task:
             raise DataError(
-                "--data is one labelled file; --config and --split choose another kind of data: leave them out"
+                f"{options.config or options.model}: its data is for {chosen.task}, and {options.model} does {task}; give --data FILE "
+                "or another --config"
             )
-        chosen = DataConfig(test=SourceConfig(path=str(data)))
-        chosen = replace(chosen, text=text or chosen.text, label=label or chosen.label)
-        if len(chosen.columns) > 2 or len({*chosen.columns, chosen.label}) <= len(chosen.columns):
+    return replace(chosen, on_bad_row="skip") if options.skip_bad_rows else chosen
+
+
+def _file_config(options: Options, path: Path, task: str) -> DataConfig:
+    """`--data` with the columns that were named."""
+    if options.config is not None or options.split is not None:
+        kind = "labelled file" if task == "classification" else "file"
+        raise DataError(f"--data is one {kind}; --config and --split choose another kind of data: leave them out")
+    chosen = DataConfig(test=SourceConfig(path=str(path)))
+    columns, label = options.text or chosen.columns, options.label or chosen.label
+    if task == "causal_lm":
+        if len(columns) > 2 or len({*columns}) < len(columns):
             raise DataError(
-                f"--text is {', '.join(chosen.columns)} and --label {chosen.label}; expected one text column, or two "
-                "for a pair, and another one for the label"
+                f"--text is {', '.join(columns)}; expected one text column, or two for prompt and completion"
             )
-        return chosen
-    if text or label:
-        raise DataError("--text and --label name columns of --data FILE; a configuration names its own")
-    if split not in (None, "validation", "test"):
-        raise DataError(f"--split is {split!r}; expected validation or test")
-    if config is not None:
-        return load_run(config).data
-    return _run_data(Path(directory))
+        text = PromptConfig(*columns) if len(columns) == 2 else columns
+        return replace(chosen, task="causal_lm", text=text)
+    if len(columns) > 2 or len({*columns, label}) <= len(columns):
+        raise DataError(
+            f"--text is {', '.join(columns)} and --label {label}; expected one text column, or two for a pair, and "
+            "another one for the label"
+        )
+    return replace(chosen, text=columns, label=label)
 
 
 def _run_data(directory: Path) -> DataConfig:

@@ -1,17 +1,18 @@
-"""`predict`: lines in, labels out, in chunks and in order."""
+"""`predict`: lines in, labels or continuations out, in chunks and in order."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, TypeVar
 
 from jaxdistill.data.readers import is_unicode
 from jaxdistill.errors import DataError
-from jaxdistill.inference import Classifier, Prediction, unlabelled_rows
+from jaxdistill.inference import Classifier, Continuation, LanguageModel, Prediction, unlabelled_rows
 
 Line = tuple[int, str]
+_Answer = TypeVar("_Answer")
 
 _LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
 """What JSON leaves as it is and many readers of lines take for the end of one."""
@@ -46,13 +47,43 @@ def predict_lines(
     classifier: Classifier, lines: Iterable[Line], *, source: str, unit: str, pair: bool, at_once: int
 ) -> Iterator[tuple[str, Prediction | None]]:
     """Every line with its prediction, None for a blank one; `at_once` lines are read before the first is answered."""
+
+    def predict(written: Sequence[Line]) -> list[Prediction]:
+        rows = unlabelled_rows(written, source=source, unit=unit, pair=pair)
+        return classifier.predictions(classifier.row_logits(rows))
+
+    return _answered(lines, predict, at_once)
+
+
+def continue_lines(
+    model: LanguageModel,
+    lines: Iterable[Line],
+    *,
+    source: str,
+    unit: str,
+    at_once: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Iterator[tuple[str, Continuation | None]]:
+    """Every line with its continuation, None for a blank one; `at_once` as of `predict_lines`."""
+
+    def go_on(written: Sequence[Line]) -> list[Continuation]:
+        rows = unlabelled_rows(written, source=source, unit=unit, pair=False)
+        return model.continuations(rows, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+
+    return _answered(lines, go_on, at_once)
+
+
+def _answered(
+    lines: Iterable[Line], answer: Callable[[Sequence[Line]], list[_Answer]], at_once: int
+) -> Iterator[tuple[str, _Answer | None]]:
+    """Lines in their order with what is answered to those that are not blank, a chunk after the other."""
     lines = iter(lines)
     while chunk := list(itertools.islice(lines, at_once)):
-        written = [line for line in chunk if line[1].strip()]
-        rows = unlabelled_rows(written, source=source, unit=unit, pair=pair)
-        predictions = iter(classifier.predictions(classifier.row_logits(rows)))
+        answers = iter(answer([line for line in chunk if line[1].strip()]))
         for _, text in chunk:
-            yield text, (next(predictions) if text.strip() else None)
+            yield text, (next(answers) if text.strip() else None)
 
 
 def format_line(text: str, prediction: Prediction | None, *, as_json: bool, every: bool) -> str:
@@ -61,11 +92,28 @@ def format_line(text: str, prediction: Prediction | None, *, as_json: bool, ever
         found = {"label": prediction and prediction.label, "probability": prediction and prediction.probability}
         if every:
             found["probabilities"] = prediction and prediction.probabilities
-        line = json.dumps({"text": text, **found}, ensure_ascii=False)
-        return line.translate(_LINE_ENDS)
+        return _json_line({"text": text, **found})
     if prediction is None:
         return ""
     fields = [prediction.label, f"{prediction.probability:.4f}"]
     if every:
         fields.append(" ".join(f"{name}={value:.4f}" for name, value in prediction.probabilities.items()))
     return "\t".join([*fields, " ".join(text.splitlines())])
+
+
+def format_continuation(text: str, continuation: Continuation | None, *, as_json: bool) -> str:
+    """One line of output: the text and its continuation, whatever ends a line in them made a space."""
+    if as_json:
+        found = {
+            "continuation": continuation and continuation.text,
+            "tokens": continuation and len(continuation.token_ids),
+            "finished": continuation and continuation.finished,
+        }
+        return _json_line({"text": text, **found})
+    if continuation is None:
+        return ""
+    return "\t".join(" ".join(part.splitlines()) for part in (text, continuation.text))
+
+
+def _json_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).translate(_LINE_ENDS)

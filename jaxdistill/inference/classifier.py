@@ -1,4 +1,4 @@
-"""A trained classifier applied to text: what `predict` and `evaluate` share."""
+"""A trained classifier applied to text."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ class Classifier:
     labels: names of the classes in order; their numbers where the model has no names (`named` is then false).
     """
 
+    BATCH_SIZE = 64
+
     def __init__(
         self,
         source: str | Path,
         *,
         revision: str | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH_SIZE,
         max_length: int | None = None,
         truncate: bool = False,
     ) -> None:
