@@ -16,10 +16,12 @@ _OPERATIONAL = {"name", "output_dir", "parallel", "logging"}
 _OPERATIONAL_IN_STAGE = {
     ("train", "accumulate"),
     ("train", "log_every"),
+    ("train", "remat"),
     ("checkpoint", "every"),
     ("checkpoint", "keep"),
     ("evaluate", "batch_size"),
 }
+_OPERATIONAL_OF_STAGE = {"fused"}
 _ABSENT = object()
 
 
@@ -34,8 +36,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What changed between two resolved runs, as `dotted.path: old → new`.
 
     Keys that change how a run is carried out but not what it computes are ignored: name, output_dir, parallel.*,
-    logging.*, and in each stage train.accumulate, train.log_every, checkpoint.every, checkpoint.keep and
-    evaluate.batch_size. Stages are matched by name.
+    logging.*, data.workers, and in each stage fused, train.accumulate, train.log_every, train.remat, checkpoint.every,
+    checkpoint.keep and evaluate.batch_size. Stages are matched by name.
     """
     old_stages, new_stages = _by_name(old), _by_name(new)
     lines = list(_changed(_science(old), _science(new), ()))
@@ -76,7 +78,10 @@ def _by_name(resolved: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _science(resolved: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in resolved.items() if key not in _OPERATIONAL and key != "stages"}
+    science = {key: value for key, value in resolved.items() if key not in _OPERATIONAL and key != "stages"}
+    if isinstance(science.get("data"), dict):
+        science["data"] = {key: value for key, value in science["data"].items() if key != "workers"}
+    return science
 
 
 def _science_of_stage(stage: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +90,7 @@ def _science_of_stage(stage: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict)
         else value
         for key, value in stage.items()
+        if key not in _OPERATIONAL_OF_STAGE
     }
 
 

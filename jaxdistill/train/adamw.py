@@ -46,6 +46,7 @@ def adamw(
     weight_decay: float,
     decay_mask: Any,
     max_grad_norm: float | None,
+    mu_dtype: Any = jnp.float32,
 ) -> GuardedTransformation:
     """`optax.chain(clip_by_global_norm, adamw)`, to rounding, at half its cost on CPU (arXiv:1711.05101).
 
@@ -58,11 +59,15 @@ def adamw(
       b1, b2, eps, weight_decay: as in `optax.adamw`.
       decay_mask: params -> tree of bools, where decay applies.
       max_grad_norm: clip the gradient to this global norm; None: never.
+      mu_dtype: in which the first moment is kept; all arithmetic is in the parameters' own.
     """
 
     def init(params: Params) -> optax.ScaleByAdamState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return optax.ScaleByAdamState(count=jnp.int32(0), mu=zeros, nu=jax.tree.map(jnp.copy, zeros))
+        return optax.ScaleByAdamState(
+            count=jnp.int32(0),
+            mu=jax.tree.map(lambda param: jnp.zeros_like(param, mu_dtype), params),
+            nu=jax.tree.map(jnp.zeros_like, params),
+        )
 
     def update(gradients, state, params, *, finite: Scalar, grad_norm: Scalar):
         count = state.count + 1
@@ -73,8 +78,8 @@ def adamw(
             scale = jnp.where(grad_norm < max_grad_norm, scale, max_grad_norm / grad_norm)
 
         def moment(old, gradient, decay: float, power: int):
-            value = (1 - decay) * (gradient * scale) ** power + decay * old
-            return jnp.where(finite, value, old)
+            value = (1 - decay) * (gradient * scale) ** power + decay * old.astype(gradient.dtype)
+            return jnp.where(finite, value.astype(old.dtype), old)
 
         mu = jax.tree.map(lambda old, g: moment(old, g, b1, 1), state.mu, gradients)
         nu = jax.tree.map(lambda old, g: moment(old, g, b2, 2), state.nu, gradients)
@@ -82,7 +87,7 @@ def adamw(
         mu_correction, nu_correction = 1 / (1 - b1**powers), 1 / (1 - b2**powers)
 
         def change(mu, nu, param, decayed: bool):
-            direction = mu * mu_correction / (jnp.sqrt(nu * nu_correction) + eps)
+            direction = mu.astype(param.dtype) * mu_correction / (jnp.sqrt(nu * nu_correction) + eps)
             if decayed and weight_decay:
                 direction = direction + weight_decay * param
             return -learning_rate * direction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxdistill.config.schema import TrainConfig
@@ -33,6 +34,7 @@ def build_optimizer(train: TrainConfig, total_steps: int) -> tuple[GuardedTransf
         weight_decay=train.weight_decay,
         decay_mask=decay_mask,
         max_grad_norm=train.max_grad_norm,
+        mu_dtype=jnp.dtype(train.moment),
     )
     return optimizer, schedule
 

@@ -52,6 +52,24 @@ def test_adamw_is_optaxs(clip):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-7), *params)
 
 
+def test_a_bfloat16_moment_moves_nearly_as_far():
+    moved = {}
+    for moment in ("float32", "bfloat16"):
+        optimizer, _ = build_optimizer(TrainConfig(**{**vars(TRAIN), "moment": moment}), 10)
+        params = start = tree(0)
+        state = optimizer.init(params)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state.mu)} == {moment}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state.nu)} == {"float32"}
+        for _ in range(10):
+            gradients = tree(1, scale=0.5)
+            norm = optax.tree.norm(gradients)
+            updates, state = optimizer.update(gradients, state, params, finite=jnp.bool_(True), grad_norm=norm)
+            params = jax.tree.map(jnp.add, params, updates)
+        moved[moment] = jax.tree.map(jnp.subtract, params, start)
+    # each moment is rounded to eight bits once a step
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02, atol=2e-4), *moved.values())
+
+
 def test_an_update_that_is_not_finite_leaves_the_state_as_it_was():
     for optimizer in (build_optimizer(TRAIN, 10)[0], guarded(optax.adamw(1e-2))):
         state = optimizer.init(tree(0))
