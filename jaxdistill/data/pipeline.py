@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ def train_iterator(
     epochs: float | None = None,
     steps: int | None = None,
     lengths: Sequence[int] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Any:
     """Batches of a whole training run, in order (see `batching` for what is in them).
 
@@ -33,6 +35,7 @@ def train_iterator(
       epochs: passes over the data, or …
       steps: … batches: exactly one of the two.
       lengths: ascending static lengths (default: the data set's `bucket_lengths` for so many batches).
+      share: (index, count): of every batch only its part `index` of `count` equal ones, for one of several processes.
 
     Returns:
       A Grain `DatasetIterator`. `get_state()` is a small dictionary; `set_state()` of it, on any iterator made with
@@ -51,4 +54,16 @@ def train_iterator(
     )
     # One thread: a batch takes far less than a step, and the processor belongs to the step.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_READ_AHEAD)
-    return iter(grain.MapDataset.source(plan).to_iter_dataset(options))
+    batches = grain.MapDataset.source(plan)
+    index, count = share
+    if count > 1:
+        batches = batches.map(functools.partial(_part, index=index, count=count))
+    return iter(batches.to_iter_dataset(options))
+
+
+def _part(batch: Any, *, index: int, count: int) -> Any:
+    """One of `count` equal parts of a batch's rows."""
+    if isinstance(batch, dict):
+        return {name: _part(value, index=index, count=count) for name, value in batch.items()}
+    rows = len(batch) // count
+    return batch[index * rows : (index + 1) * rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,14 +13,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdistill.distill.teacher import tokenizer_view
-from jaxdistill.parallel import put_batch
+from jaxdistill.parallel import batch_sharding, place, replicated
 from jaxdistill.typing import Array, Batch, Float, Params
 
 
-@partial(jax.jit, static_argnames=("model",))
-def forward_logits(params: Params, batch: Batch, *, model: Any) -> Float[Array, "B C"]:
-    """The logits of one batch, float32, without dropout; compiled once per model and batch shape."""
-    return model.apply(params, batch, ("logits",))["logits"].astype(jnp.float32)
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def forward_logits(params: Params, batch: Batch, *, model: Any, mesh: Mesh | None = None) -> Float[Array, "B C"]:
+    """The logits of one batch, float32, without dropout; compiled once per model and batch shape.
+
+    With a mesh of several devices, over which parameters and batch are spread, they are whole on every one.
+    """
+    spread = mesh if mesh is not None and mesh.size > 1 else None
+    with nullcontext() if spread is None else jax.sharding.use_abstract_mesh(spread.abstract_mesh):
+        logits = model.apply(params, batch, ("logits",))["logits"].astype(jnp.float32)
+    return logits if spread is None else jax.lax.with_sharding_constraint(logits, replicated(spread))
 
 
 def compute_logits(
@@ -52,7 +59,8 @@ def compute_logits(
         ids.append(np.asarray(batch["example_id"]))
         view = _model_inputs(tokenizer_view(batch, tokenizer_index))
         # nothing waits here: the device works through the batches while the host prepares the next ones
-        parts.append(forward_logits(params, put_batch(view, mesh) if mesh is not None else view, model=model))
+        placed = view if mesh is None else place(view, batch_sharding(mesh))
+        parts.append(forward_logits(params, placed, model=model, mesh=mesh))
     return in_example_order(parts, ids, n)
 
 

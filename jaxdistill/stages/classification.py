@@ -18,7 +18,7 @@ from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
 from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.distill.warm_start import check_warm_start
 from jaxdistill.errors import ConfigError, ModelError
-from jaxdistill.parallel import make_mesh, replicate, whole_batches
+from jaxdistill.parallel import host_share, make_mesh, replicate, whole_batches
 from jaxdistill.stages.inputs import SPLITS, LabelledRows, check_labels
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
 from jaxdistill.train.checkpoint import file_digest
@@ -40,12 +40,13 @@ class ClassificationSurvey(Survey):
 
 @dataclass(frozen=True)
 class LabelledFeed:
-    """A tokenised data set in batches of static `lengths`."""
+    """A tokenised data set in batches of static `lengths`; `share`: the part of each that this process reads."""
 
     dataset: data.TokenizedDataset
     batching: Literal["padded", "bucketed"]
     shuffle_window: int
     lengths: tuple[int, ...]
+    share: tuple[int, int]
 
     def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
         """Grain's, over the whole stage."""
@@ -57,6 +58,7 @@ class LabelledFeed:
             shuffle_window=self.shuffle_window,
             steps=steps,
             lengths=self.lengths,
+            share=self.share,
         )
 
     def longest(self, batch_size: int) -> Batch:
@@ -285,7 +287,7 @@ class Classification:
             else:
                 teachers.append(OnlineTeacher(teacher.model, index))
                 teacher_params.append(teacher.params)
-        settings = stage.config.train
+        mesh, settings = self.loading.mesh, stage.config.train
         steps = data.total_steps(len(train), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
         tokens = settings.batch_size * float(train.lengths.mean())
         price = compile_steps(survey.student, teachers, tokens=tokens)
@@ -300,7 +302,7 @@ class Classification:
             teachers=tuple(teachers),
             teacher_params=tuple(teacher_params),
             objective=make_objective(stage.terms, tuple(teacher.weight for teacher in stage.teachers)),
-            feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths),
+            feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths, host_share(mesh)),
             total_steps=steps,
             steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),
             validate=self._validation(survey, validation),

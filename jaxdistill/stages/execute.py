@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
 
 from jaxdistill import data, models
 from jaxdistill.config import build_chain
-from jaxdistill.config.chain import ResolvedTeacher
+from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.config.schema import Run
 from jaxdistill.host_memory import release_freed_memory
 from jaxdistill.parallel import use_compilation_cache
+from jaxdistill.parallel.distributed import is_lead_host
+from jaxdistill.parallel.hosts import on_every_host, on_lead_host
 from jaxdistill.report.html import write_report
 from jaxdistill.report.table import print_table
 from jaxdistill.run_directory import read_record
@@ -27,6 +30,9 @@ from jaxdistill.train.loop import train_stage
 def execute(run: Run, *, console: Console | None = None) -> Summary:
     """Train every stage of a run that has not finished yet, and return what was measured.
 
+    In a job of several processes (`parallel.distributed.start`) every process makes the same call; the directory is one
+    that all of them reach, and the first process alone prints and writes what is not a checkpoint.
+
     The same call on the same directory continues an interrupted run: finished stages are read back, the interrupted
     one goes on from its last whole checkpoint.
 
@@ -41,21 +47,19 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
       UserError: anything wrong with the configuration, the data or the models, before the first stage trains.
       DivergedError, Interrupted, ExternalError: see `jaxdistill.errors`.
     """
-    console = console or Console()
+    console = console if is_lead_host() and console else Console(quiet=not is_lead_host())
     chain = build_chain(run)
-    with locked(chain.directory):
-        settle_config(run, chain.directory)
+    with ExitStack() as held:
+        on_lead_host(lambda: held.enter_context(locked(chain.directory)))
+        on_lead_host(lambda: settle_config(run, chain.directory))
         use_compilation_cache(data.default_cache_dir() / "compiled")
         preparation = Preparation(chain, console)
-        print_chain(chain, preparation.survey(), console)
+        on_every_host(lambda: print_chain(chain, preparation.survey(), console))
         summary = Summary(run.name, chain.directory)
         for given in chain.given:
             summary.add(_given_row(preparation, given_reference(given)))
         for stage in chain.stages:
-            record = read_record(stage.directory)
-            if record is not None and (damage := reopen_if_damaged(stage.directory, record)) is not None:
-                console.print(f"[yellow]{stage.key}: {damage}[/yellow]")
-                record = None
+            record = on_lead_host(lambda stage=stage: _finished(stage, console))
             finished = record is not None
             if record is None:
                 record = _run_stage(preparation, preparation.surveys[stage.key], console)
@@ -65,11 +69,24 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
             summary.add(record["row"])
             if finished and stage is not chain.stages[-1]:
                 continue  # written now, the file would lose the rows after this one
-            summary.write()
-            write_report(chain.directory)
+            on_lead_host(lambda: _write(summary))
     print_table(summary.to_dict(), console)
     console.print(f"summary: {chain.directory / 'summary.json'}   report: {chain.directory / 'report.html'}")
     return summary
+
+
+def _finished(stage: ChainStage, console: Console) -> dict[str, Any] | None:
+    """The record of a stage that has finished and whose checkpoint is whole."""
+    record = read_record(stage.directory)
+    if record is not None and (damage := reopen_if_damaged(stage.directory, record)) is not None:
+        console.print(f"[yellow]{stage.key}: {damage}[/yellow]")
+        return None
+    return record
+
+
+def _write(summary: Summary) -> None:
+    summary.write()
+    write_report(summary.directory)
 
 
 def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> dict[str, Any]:
@@ -88,9 +105,14 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
         "eval": preparation.task.evaluate(survey, loaded, index=0, taught=True),
         "train": trained.measured,
     }
-    models.save_pretrained(survey.student, trained.params, stage.directory / "student", tokenizer=survey.tokenizers[0])
     record = {"checkpoint": trained.step, "identity": trained.identity, "row": row}
-    write_record(stage.directory, record)
+
+    def leave() -> None:
+        directory = stage.directory / "student"
+        models.save_pretrained(survey.student, trained.params, directory, tokenizer=survey.tokenizers[0])
+        write_record(stage.directory, record)
+
+    on_lead_host(leave)
     return record
 
 

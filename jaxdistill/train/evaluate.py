@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxdistill import losses
 from jaxdistill.distill.teacher_cache import forward_logits
 from jaxdistill.distill.terms import IGNORED_LABEL
-from jaxdistill.parallel import put_batch
+from jaxdistill.parallel import batch_sharding, place
 from jaxdistill.typing import Array, Batch, Float, Int, Params, Signals
 
 
@@ -21,7 +21,8 @@ def make_eval_step(*, student: Any, mesh: Mesh | None = None) -> Callable[[Param
 
     def evaluate(params: Params, batch: Batch) -> Signals:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-        return {"logits": forward_logits(params, inputs if mesh is None else put_batch(inputs, mesh), model=student)}
+        placed = inputs if mesh is None else place(inputs, batch_sharding(mesh))
+        return {"logits": forward_logits(params, placed, model=student, mesh=mesh)}
 
     return evaluate
 

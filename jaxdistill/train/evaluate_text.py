@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxdistill import losses
 from jaxdistill.distill.teacher import Teacher
 from jaxdistill.distill.terms import IGNORED_LABEL
-from jaxdistill.parallel import put_batch, replicated
+from jaxdistill.parallel import batch_sharding, place, replicated
 from jaxdistill.typing import Array, Batch, Float, Params
 
 _TILE_BYTES = 2**26
@@ -126,7 +126,7 @@ def evaluate_text(
             measure_tokens(
                 params,
                 tuple(teacher_params),
-                batch if mesh is None else put_batch(batch, mesh),
+                batch if mesh is None else place(batch, batch_sharding(mesh)),
                 student=student,
                 teachers=teachers,
                 teacher_weights=teacher_weights,

@@ -25,7 +25,14 @@ from jaxdistill.typing import Batch, Params
 
 
 class Feed(Protocol):
-    """What a stage trains on: batches in an order that a seed decides."""
+    """What a stage trains on: batches in an order that a seed decides.
+
+    Attributes:
+      share: (index, count): this process reads part `index` of `count` equal ones of every batch.
+    """
+
+    @property
+    def share(self) -> tuple[int, int]: ...
 
     def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
         """The batches of the whole stage; `get_state()` and `set_state()` continue exactly where another one stood."""

@@ -15,6 +15,8 @@ from rich.console import Console
 
 from jaxdistill import parallel
 from jaxdistill.errors import DivergedError, Interrupted
+from jaxdistill.parallel.distributed import is_lead_host
+from jaxdistill.parallel.hosts import exchange
 from jaxdistill.train.checkpoint import Checkpoints, load_params
 from jaxdistill.train.job import Job, make_step, step_memory
 from jaxdistill.train.metrics import MetricsWriter, fetch
@@ -117,12 +119,16 @@ class _Loop:
             state = init_state(job.initial_params(), optimizer, start, self.mesh, model=job.student)
         self.state = self.step.put_state(state)
         self.teacher_params = self.step.put_params(job.teacher_params)
-        self.writer = MetricsWriter(
-            job.directory,
-            tensorboard=job.logging.tensorboard,
-            wandb=job.logging.wandb,
-            run_name=job.run_name,
-            resume_step=self.done,
+        self.writer = (
+            None
+            if not is_lead_host()
+            else MetricsWriter(
+                job.directory,
+                tensorboard=job.logging.tensorboard,
+                wandb=job.logging.wandb,
+                run_name=job.run_name,
+                resume_step=self.done,
+            )
         )
         self.progress = StageProgress(job.title, self.total, self.done, console)
 
@@ -139,7 +145,7 @@ class _Loop:
                 log = last or self.done % log_every == 0
                 evaluate = last or self.done % self.evaluate_every == 0
                 save = last or self.done % self.save_every == 0
-                stop = asked_to_stop()
+                stop = self._stop(asked_to_stop)
                 if not (log or evaluate or save or stop):
                     continue
                 means, skipped = fetch(pending)
@@ -160,11 +166,18 @@ class _Loop:
                     )
                 mark = time.perf_counter()
 
+    def _stop(self, asked_to_stop: Callable[[], bool]) -> bool:
+        """Whether to stop here: several processes agree on it, when one of them logs."""
+        if jax.process_count() == 1:
+            return asked_to_stop()
+        return self.done % self.job.config.train.log_every == 0 and any(exchange(asked_to_stop()))
+
     def _advance(self) -> dict[str, Any]:
         batch = next(self.iterator)
         examples, tokens = self.job.feed.sizes(batch)
-        self.tally.examples += examples
-        self.tally.tokens += tokens
+        parts = self.job.feed.share[1]  # the other processes' parts are taken to be like this one's
+        self.tally.examples += parts * examples
+        self.tally.tokens += parts * tokens
         traces, begin = self.step.trace_count, time.perf_counter()
         self.state, metrics = self.step(self.state, self.teacher_params, self.step.put_batch(batch))
         if self.step.trace_count != traces:
@@ -179,9 +192,13 @@ class _Loop:
             "examples_per_second": examples_per_second,
             "tokens_per_second": tokens_per_second,
         }
-        self.writer.write(self.done, "train", values)
+        self._record("train", values)
         self.progress.update(self.done, values, examples_per_second, tokens_per_second)
         self._count_skipped(skipped, first=self.done - steps + 1)
+
+    def _record(self, kind: str, values: dict[str, float]) -> None:
+        if self.writer is not None:
+            self.writer.write(self.done, kind, values)
 
     def _count_skipped(self, skipped: np.ndarray, *, first: int) -> None:
         """Report skipped updates by their steps; raise once too many came in a row."""
@@ -202,7 +219,7 @@ class _Loop:
     def _evaluate(self) -> bool:
         """Evaluate on validation; true if this is the best so far by the stage's metric."""
         values = self.job.validate(self.step.get_state(self.state).params, self.step.get_params(self.teacher_params))
-        self.writer.write(self.done, "validation", values)
+        self._record("validation", values)
         self.progress.note(
             f"{self.job.title}: step {self.done}, validation "
             + ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
@@ -250,7 +267,8 @@ class _Loop:
     def close(self) -> None:
         """Flush what is open; a background save in flight is waited for."""
         self.checkpoints.close()
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def _shown(value: float) -> str:
