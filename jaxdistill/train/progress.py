@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 _SHOWN = {"loss": "loss", "kd": "kd", "ce": "ce", "learning_rate": "lr"}
+_MOST_NATS = 700.0  # beyond, the exponential is no number
 
 
 class StageProgress:
@@ -22,13 +24,18 @@ class StageProgress:
       total_steps: optimizer steps of the whole stage.
       start_step: where a resume begins.
       console: where to show it; a quiet one shows nothing.
+      counts_tokens: a language model learns: tokens a second come first, and its cross-entropy, if the loss has it,
+        is shown as perplexity.
     """
 
-    def __init__(self, title: str, total_steps: int, start_step: int, console: Console) -> None:
+    def __init__(
+        self, title: str, total_steps: int, start_step: int, console: Console, *, counts_tokens: bool = False
+    ) -> None:
         self._title = title
         self._total = total_steps
         self._start = start_step
         self._console = console
+        self._counts_tokens = counts_tokens
         self._began = time.monotonic()
         self._live = console.is_terminal and not console.quiet
         self._bar = Progress(
@@ -57,7 +64,7 @@ class StageProgress:
     ) -> None:
         """Show the state at `step`: loss, its KD and CE parts and the learning rate from `values`, rates, time left."""
         shown = "  ".join(f"{short} {_number(values[name])}" for name, short in _SHOWN.items() if name in values)
-        rates = f"{_number(examples_per_second)} examples/s  {_number(tokens_per_second)} tokens/s"
+        rates = self._rates(values, _number(examples_per_second), _number(tokens_per_second))
         left = f"{timedelta(seconds=round(self._seconds_left(step)))} left"
         if self._live:
             self._bar.update(self._task, completed=step, line=f"{shown}\n{rates}  {left}", refresh=True)
@@ -67,6 +74,13 @@ class StageProgress:
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
         self._print(text)
+
+    def _rates(self, values: Mapping[str, float], examples: str, tokens: str) -> str:
+        if not self._counts_tokens:
+            return f"{examples} examples/s  {tokens} tokens/s"
+        loss = values.get("cross_entropy", math.inf)
+        perplexity = f"perplexity {_number(math.exp(loss))}  " if loss < _MOST_NATS else ""
+        return f"{perplexity}{tokens} tokens/s  {examples} sequences/s"
 
     def _seconds_left(self, step: int) -> float:
         """At the mean pace of this process, compilation and evaluations included."""

@@ -40,3 +40,24 @@ def test_a_terminal_gets_a_bar_that_fits_its_width():
 def test_a_quiet_console_shows_nothing():
     assert shown(Console(file=io.StringIO(), quiet=True)) == ""
     assert shown(Console(file=io.StringIO(), force_terminal=True, quiet=True)) == ""
+
+
+def shown_of_a_language_model(console: Console, values: dict[str, float]) -> str:
+    with StageProgress("assistant", 1000, 400, console, counts_tokens=True) as progress:
+        progress.update(450, values, 0.25, 73.4)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_language_model_is_shown_by_perplexity_and_tokens_a_second():
+    values = {"loss": 4.5, "kd": 0.9, "ce": 3.6, "cross_entropy": 4.0, "learning_rate": 1e-4}
+    (line,) = shown_of_a_language_model(Console(file=io.StringIO()), values).splitlines()
+    assert "lr 1.0e-04  perplexity 54.5982  73.4000 tokens/s  0.2500 sequences/s  0:" in line
+    text = shown_of_a_language_model(Console(file=io.StringIO(), force_terminal=True, width=80), values)
+    assert "perplexity 54.5982" in text
+    assert "…" not in text
+
+
+def test_a_perplexity_that_nobody_measured_or_that_is_no_number_is_not_shown():
+    for values in ({"loss": 4.5, "kd": 4.5}, {"loss": 1e4, "cross_entropy": 1e4}, {"cross_entropy": float("nan")}):
+        assert "perplexity" not in shown_of_a_language_model(Console(file=io.StringIO()), values)
