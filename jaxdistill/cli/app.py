@@ -110,7 +110,10 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
     debug: Debug = False,
 ) -> None:
-    """Train a chain of stages, or continue it where it stopped."""
+    """Train a chain of stages, or continue it where it stopped.
+
+    Started once on every host of a Slurm, TPU, GKE or Open MPI job, the processes find each other and train as one.
+    """
     overrides = list(overrides or ())
     if output_dir is not None:
         overrides.append(f"output_dir={json.dumps(str(output_dir))}")
@@ -119,10 +122,12 @@ def run(
     loaded = load_run(config, overrides)
     keep_freed_memory()  # before numpy and jax are imported
     from jaxdistill import stages
+    from jaxdistill.parallel.distributed import is_lead_host, start
 
-    console = _console(stderr=as_json, quiet=quiet)
+    start()
+    console = _console(stderr=as_json, quiet=quiet or not is_lead_host())
     result = stages.check(loaded, console=console) if check else stages.execute(loaded, console=console).to_dict()
-    if as_json:
+    if as_json and is_lead_host():
         _print_json(result)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from jaxdistill import data, models
 from jaxdistill.config import fingerprint
@@ -18,7 +19,7 @@ from jaxdistill.data import text
 from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.distill.warm_start import check_warm_start
-from jaxdistill.errors import ConfigError, ModelError
+from jaxdistill.errors import CheckpointError, ConfigError, ModelError
 from jaxdistill.parallel import batch_devices, host_share, place, whole_batches
 from jaxdistill.stages.inputs import SPLITS
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
@@ -46,12 +47,27 @@ class TextFeed:
     split: text.TextSplit
     share: tuple[int, int]
 
-    def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
-        """Grain's, over the whole stage."""
+    def iterator(self, *, batch_size: int, seed: int, steps: int, positions: Sequence[Any] | None = None) -> Any:
+        """Documents are dealt out to as many parts as processes began the stage, and stay in their parts."""
         index, count = self.share
-        return self.split.train_iterator(
-            batch_size=batch_size, seed=seed, steps=steps, process_index=index, process_count=count
-        )
+        states = None if positions is None else [state for states in positions for state in states]
+        parts = count if states is None else len(states)
+        if parts % count:
+            raise CheckpointError(
+                f"{self.split.source}: the stage was begun by {parts} processes, and {count} cannot share their parts "
+                f"of the text evenly; continue with a number that divides {parts}"
+            )
+        own = range(index * parts // count, (index + 1) * parts // count)
+        batches = [
+            self.split.train_iterator(
+                batch_size=batch_size, seed=seed, steps=steps, process_index=part, process_count=parts
+            )
+            for part in own
+        ]
+        for part, iterator in zip(own, batches, strict=True):
+            if states is not None:
+                iterator.set_state(states[part])
+        return _Parts(batches)
 
     def longest(self, batch_size: int) -> Batch:
         """All batches have one shape."""
@@ -60,6 +76,24 @@ class TextFeed:
     def sizes(self, batch: Batch) -> tuple[int, int]:
         """Real rows, and tokens that are not padding."""
         return int((batch["example_id"] >= 0).sum()), int((batch["segment_ids"] > 0).sum())
+
+
+class _Parts:
+    """Several parts of every batch, one below the other."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        rows = [next(part) for part in self._parts]
+        return rows[0] if len(rows) == 1 else {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
+
+    def get_state(self) -> list[Any]:
+        """Of every part."""
+        return [part.get_state() for part in self._parts]
 
 
 class CausalLM:

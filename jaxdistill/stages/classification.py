@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,9 +49,9 @@ class LabelledFeed:
     lengths: tuple[int, ...]
     share: tuple[int, int]
 
-    def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
-        """Grain's, over the whole stage."""
-        return data.train_iterator(
+    def iterator(self, *, batch_size: int, seed: int, steps: int, positions: Sequence[Any] | None = None) -> Any:
+        """Grain's, over the whole stage; every part stands at the same batch."""
+        batches = data.train_iterator(
             self.dataset,
             batch_size=batch_size,
             seed=seed,
@@ -60,6 +61,9 @@ class LabelledFeed:
             lengths=self.lengths,
             share=self.share,
         )
+        if positions is not None:
+            batches.set_state(positions[0])
+        return batches
 
     def longest(self, batch_size: int) -> Batch:
         """Evaluation order begins with the longest rows."""

@@ -34,8 +34,15 @@ class Feed(Protocol):
     @property
     def share(self) -> tuple[int, int]: ...
 
-    def iterator(self, *, batch_size: int, seed: int, steps: int) -> Any:
-        """The batches of the whole stage; `get_state()` and `set_state()` continue exactly where another one stood."""
+    def iterator(self, *, batch_size: int, seed: int, steps: int, positions: Sequence[Any] | None = None) -> Any:
+        """This process's part of the batches of the whole stage.
+
+        Its `get_state()` is JSON. `positions`: the states of all parts, in their order, to continue where they stood;
+        there may have been another number of processes then.
+
+        Raises:
+          CheckpointError: so many processes cannot continue where those others stood.
+        """
         ...
 
     def longest(self, batch_size: int) -> Batch:

@@ -99,16 +99,15 @@ class _Loop:
         self.tally = _Tally()
         self.mesh = parallel.make_mesh(job.parallel)
         self.step, optimizer, self.schedule = make_step(job, self.mesh)
-        self.iterator = job.feed.iterator(batch_size=train.batch_size, seed=job.seed, steps=self.total)
         self.checkpoints = Checkpoints(
             job.directory / "checkpoints", keep=checkpoint.keep, best_mode=best_mode, fingerprints=job.fingerprints
         )
         key = jax.random.key(job.seed)
-        self.done = 0
+        self.done, positions = 0, None
         if self.checkpoints.exists():
             restored = self.checkpoints.restore(self.step.abstract_state())
             state = restored.state
-            self.iterator.set_state(restored.data_state)
+            positions = restored.data_state["parts"]
             self.tally = _Tally(**restored.extra["tally"])
             self.done = restored.step
             for warning in restored.warnings:
@@ -117,6 +116,9 @@ class _Loop:
         else:
             start = jax.random.fold_in(key, 1)
             state = init_state(job.initial_params(), optimizer, start, self.mesh, model=job.student)
+        self.iterator = job.feed.iterator(
+            batch_size=train.batch_size, seed=job.seed, steps=self.total, positions=positions
+        )
         self.state = self.step.put_state(state)
         self.teacher_params = self.step.put_params(job.teacher_params)
         self.writer = (
@@ -237,10 +239,15 @@ class _Loop:
         self.checkpoints.save(
             self.done,
             self.step.get_state(self.state),
-            self.iterator.get_state(),
+            {"parts": self._positions()},
             best_value=self.tally.best_value if improved else None,
             extra={"tally": vars(self.tally)},
         )
+
+    def _positions(self) -> list[Any]:
+        """Where every part of the batches stands, whichever process reads it."""
+        parts = dict(exchange([self.job.feed.share[0], self.iterator.get_state()]))
+        return [parts[index] for index in sorted(parts)]
 
     def finish(self) -> Trained:
         """The chosen checkpoint's parameters, as they are on disk, and the stage's figures."""

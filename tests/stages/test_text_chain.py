@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
@@ -146,6 +147,6 @@ def survey_error(material: Path, directory: Path, teacher: Path) -> str:
     return str(error.value)
 
 
-def recording():
+def recording() -> Console:
 
-    return Console(record=True, width=200, file=open("/dev/null", "w"))
+    return Console(record=True, width=200, file=io.StringIO())
