@@ -6,10 +6,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from jaxdistill import data, models
@@ -28,6 +26,7 @@ from jaxdistill.train.evaluate_text import evaluate_text
 from jaxdistill.train.job import Job
 from jaxdistill.typing import Batch, Params
 
+_CALIBRATION_ROWS = 4
 _DENSE_BYTES = 2**24
 """Of the float32 logits of a micro-batch on one device: below it, the passes a fused loss saves do not pay."""
 
@@ -290,8 +289,9 @@ class CausalLM:
         return "off" if 4 * tokens * survey.student.config.vocab_size < _DENSE_BYTES else "auto"
 
     def _initial_params(self, survey: TextSurvey) -> Params:
-        return self.loading.initial_params(survey, pretrained=lambda directory: self._pretrained(survey, directory))
-
-    def _pretrained(self, survey: TextSurvey, directory: Path) -> Params:
-        _, params = models.from_pretrained(directory, task="causal_lm")
-        return jax.tree.map(lambda leaf: leaf.astype(jax.numpy.float32), params)
+        return self.loading.initial_params(
+            survey,
+            pretrained=lambda directory: models.from_pretrained(directory, task="causal_lm")[1],
+            # of the training text, in the order of evaluation: the same in every process, and for every seed
+            calibration=lambda: survey.splits["train"].eval_batches(batch_size=_CALIBRATION_ROWS),
+        )

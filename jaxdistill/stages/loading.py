@@ -137,7 +137,10 @@ class Loading:
         pretrained: Callable[[Path], Params],
         calibration: Callable[[], Iterable[Batch]] | None = None,
     ) -> Params:
-        """The student's parameters at step 0: pretrained or fresh, then warm-started where asked."""
+        """The student's parameters at step 0: pretrained or fresh, then warm-started where asked.
+
+        `calibration` makes batches on which a teacher's widths are weighed, where a warm start asks for that.
+        """
         stage, student = survey.stage, survey.stage.config.student
         if student.pretrained is not None or student.asset is not None:
             params = pretrained(self.inputs.directory(student))
@@ -147,7 +150,7 @@ class Loading:
             return params
         assert stage.warm_start_teacher is not None
         model, source = self._warm_start_source(stage.warm_start_teacher, survey.student.task)
-        params, lines = warm_start(survey.student, params, model, source, student.warm_start)
+        params, lines = warm_start(survey.student, params, model, source, student.warm_start, calibration=calibration)
         for line in lines:
             self.console.print(f"{stage.key}: {line}")
         return params

@@ -21,6 +21,7 @@ from jaxdistill import models
 from jaxdistill.config import build_chain, load_run
 from jaxdistill.data import load_tokenizer, text
 from jaxdistill.errors import JaxdistillError
+from jaxdistill.stages.causal_lm import TextSurvey
 from jaxdistill.stages.prepare import Preparation
 from jaxdistill.train.evaluate_text import evaluate_text
 
@@ -115,6 +116,7 @@ def test_padded_vocabularies_are_cut_to_the_tokens_there_are(material: Path, tmp
     chain = build_chain(load_run(write_config(tmp_path / "text.yaml", raw)))
     preparation = Preparation(chain, console := recording(), untrained=True)
     (survey,) = preparation.survey()
+    assert isinstance(survey, TextSurvey)
     assert survey.vocab_size == len(SPECIAL) + len(WORDS)
     assert "vocabularies are padded differently" in console.export_text()
     (row,) = run(write_config(tmp_path / "text.yaml", raw)).to_dict()["stages"][1:]

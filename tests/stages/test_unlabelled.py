@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from rich.console import Console
 from tiny_chain import BAD, GOOD, PLAIN, chain_config, run, write_config
 
 from jaxdistill.config import build_chain, load_run
+from jaxdistill.data import TokenizedDataset
+from jaxdistill.stages.classification import Classification, ClassificationSurvey
+from jaxdistill.stages.loading import Survey
 from jaxdistill.stages.prepare import Preparation
 
 
@@ -28,22 +32,29 @@ def config(material: Path, tmp_path: Path) -> Path:
     return write_config(tmp_path / "chain.yaml", raw)
 
 
+def dataset(
+    preparation: Preparation, survey: Survey, split: Literal["train", "validation", "test"]
+) -> TokenizedDataset:
+    assert isinstance(preparation.task, Classification)
+    assert isinstance(survey, ClassificationSurvey)
+    found = preparation.task.dataset(survey, split)
+    assert found is not None
+    return found
+
+
 def test_stages_with_a_teacher_train_on_it_and_the_others_do_not(config: Path) -> None:
     preparation = Preparation(build_chain(load_run(config, [])), Console(quiet=True), untrained=True)
     surveys = {survey.stage.key: survey for survey in preparation.survey()}
     words = len([*GOOD, *BAD, *PLAIN]) - 1  # "a" is a letter
-    sizes = {key: len(preparation.task.dataset(survey, "train") or ()) for key, survey in surveys.items()}
+    sizes = {key: len(dataset(preparation, survey, "train")) for key, survey in surveys.items()}
     assert sizes == {"teacher": 160, "assistant": 160 + len(GOOD) + words, "scratch": 160}
-    train = preparation.task.dataset(surveys["assistant"], "train")
-    assert train is not None
+    train = dataset(preparation, surveys["assistant"], "train")
     assert (train.labels[:160] >= 0).all()
     assert (train.labels[160:] == -100).all()
     assert len(train.encodings[0]) == len(train.lengths) == len(train)
     assert (np.diff(train.encodings[0].offsets)[-words:] == 3).all()
-    for split in ("validation", "test"):
-        dataset = preparation.task.dataset(surveys["assistant"], split)
-        assert dataset is not None
-        assert len(dataset) == 48
+    assert len(dataset(preparation, surveys["assistant"], "validation")) == 48
+    assert len(dataset(preparation, surveys["assistant"], "test")) == 48
 
 
 @pytest.mark.parametrize("cache", ["off", "memory"])
@@ -62,9 +73,8 @@ def test_variants_of_the_training_text_are_taught_without_labels(material: Path,
     preparation = Preparation(chain, Console(quiet=True), untrained=True)
     sizes = {}
     for survey in preparation.survey():
-        dataset = preparation.task.dataset(survey, "train")
-        assert dataset is not None
-        sizes[survey.stage.key] = [int((dataset.labels >= 0).sum()), len(dataset)]
+        found = dataset(preparation, survey, "train")
+        sizes[survey.stage.key] = [int((found.labels >= 0).sum()), len(found)]
     assert sizes["teacher"] == sizes["scratch"] == [160, 160]
     assert sizes["assistant"][0] == 160
     assert 2 * 160 < sizes["assistant"][1] <= 4 * 160
