@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from jaxdistill.config.data_schema import DataConfig, PromptConfig, UnlabelledConfig
-from jaxdistill.config.defaults import expand_loss, named_sources, stage_data
+from jaxdistill.config.defaults import named_sources, stage_data
 from jaxdistill.config.files import unusable_directory
 from jaxdistill.config.ladder import as_written, expand_ladders, ladder_problems
+from jaxdistill.config.loss_checks import loss_problems
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
 from jaxdistill.config.schema import PREVIOUS, Run, StageConfig, TrainConfig
@@ -41,7 +42,7 @@ def _stages_problems(run: Run) -> Iterator[Problem]:
         yield from position_problems(run, stage, data, own, path)
         yield from warm_start_problems(run, stage, own, path)
         yield from _train_problems(stage.train, (*path, "train"))
-        yield from _teaching_problems(stage, path)
+        yield from loss_problems(run, stage, path)
         yield from _checkpoint_problems(stage, run.data.task, (*path, "checkpoint"))
         if stage.repeat and (repeated := _repeated(stage.repeat.seeds)):
             yield Problem((*path, "repeat", "seeds"), f"seed {repeated[0]} is given twice")
@@ -218,29 +219,6 @@ def _train_problems(train: TrainConfig, path: KeyPath) -> Iterator[Problem]:
     elif train.steps is not None and train.warmup >= 1 and train.warmup > train.steps:
         message = f"got {train.warmup:.0f} steps of warm-up; expected at most train.steps, which is {train.steps}"
         yield Problem((*path, "warmup"), message)
-
-
-def _teaching_problems(stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
-    """The loss and the teacher cache, against whether there is a teacher."""
-    has_teacher = stage.teacher is not None
-    if stage.teacher_cache == "memory" and not has_teacher:
-        yield Problem((*path, "teacher_cache"), "got 'memory', but the stage has no teacher; remove it")
-    if stage.loss == ():
-        yield Problem((*path, "loss"), "got an empty list; expected terms, or leave loss out for the default")
-        return
-    terms = expand_loss(stage.loss, has_teacher=has_teacher)
-    if not any(term.weight for term in terms):
-        yield Problem((*path, "loss"), "all weights are 0, so nothing would be learned; give a term a weight above 0")
-    if has_teacher:
-        return
-    if stage.loss is not None and not isinstance(stage.loss, tuple):
-        message = f"preset '{stage.loss.preset}' needs a teacher, and the stage has none (teacher: null)"
-        yield Problem((*path, "loss", "preset"), f"{message}; leave loss out for cross-entropy")
-        return
-    for position, term in enumerate(terms):
-        if term.type != "cross_entropy":
-            message = f"{term.type} needs a teacher, and the stage has none (teacher: null); use cross_entropy"
-            yield Problem((*path, "loss", position, "type"), message)
 
 
 def _checkpoint_problems(stage: StageConfig, task: str, path: KeyPath) -> Iterator[Problem]:

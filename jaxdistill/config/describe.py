@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any, assert_never
+
 from jaxdistill.config.chain import Chain, ChainStage
 from jaxdistill.config.loss_schema import (
+    AttentionKLTerm,
+    AttentionMSETerm,
+    ContrastiveTerm,
+    CorrelationTerm,
+    CosineTerm,
     CrossEntropyTerm,
+    DecoupledTerm,
     DivergenceTerm,
+    EmbeddingTerm,
+    FeatureTermConfig,
+    HiddenStateTerm,
     JensenShannonTerm,
+    Layers,
     LogitMSETerm,
+    PatientTerm,
+    RelationTerm,
+    Schedule,
+    SimilarityTerm,
+    SkewedKLTerm,
+    TAIDTerm,
     TermConfig,
     TotalVariationTerm,
     ZLossTerm,
@@ -38,8 +56,10 @@ def describe(chain: Chain) -> list[dict[str, str]]:
 
 
 def loss_formula(terms: tuple[TermConfig, ...]) -> str:
-    """The weighted sum as text: `0.7·T²·KL(T=2) + 0.3·CE`."""
-    return " + ".join(("" if term.weight == 1 else f"{_number(term.weight)}·") + _term(term) for term in terms)
+    """The weighted sum as text: `0.7·T²·KL(T=2) + 0.3·CE`; schedules as `1→0.5`, layers as they were written."""
+    return " + ".join(
+        ("" if term.weight == 1 else f"{_scheduled(term.weight, '({})')}·") + _term(term) for term in terms
+    )
 
 
 def _term(term: TermConfig) -> str:
@@ -47,15 +67,65 @@ def _term(term: TermConfig) -> str:
         case CrossEntropyTerm():
             return f"CE(smoothing={_number(term.label_smoothing)})" if term.label_smoothing else "CE"
         case DivergenceTerm():
-            return f"{_squared(term.temperature)}{_DIVERGENCES[term.type]}(T={_number(term.temperature)})"
+            return f"{_squared(term)}{_DIVERGENCES[term.type]}({_temperature(term)})"
         case JensenShannonTerm():
-            return f"{_squared(term.temperature)}JSD(β={_number(term.beta)}, T={_number(term.temperature)})"
+            return f"{_squared(term)}JSD(β={_number(term.beta)}, {_temperature(term)})"
+        case SkewedKLTerm():
+            return f"{_squared(term)}skewed KL(skew={_number(term.skew)}, {_temperature(term)})"
+        case TAIDTerm():
+            return f"{_squared(term)}TAID(progress={_scheduled(term.progress)}, {_temperature(term)})"
+        case DecoupledTerm():
+            weights = f"{_number(term.target_weight)}:{_number(term.other_weight)}"
+            return f"{_squared(term)}DKD({weights}, {_temperature(term)})"
+        case CorrelationTerm():
+            return f"DIST({_number(term.inter_weight)}:{_number(term.intra_weight)}, {_temperature(term)})"
         case TotalVariationTerm():
-            return f"TV(T={_number(term.temperature)})"
+            return f"TV({_temperature(term)})"
         case LogitMSETerm():
             return "MSE(logits)"
         case ZLossTerm():
             return "z²"
+        case _:
+            return _feature_term(term)
+
+
+def _feature_term(term: FeatureTermConfig) -> str:
+    match term:
+        case HiddenStateTerm():
+            return f"MSE(hidden, {_layers(term.layers)})"
+        case EmbeddingTerm():
+            return "MSE(embeddings)"
+        case CosineTerm():
+            return "cosine(last hidden)"
+        case PatientTerm():
+            return f"patient({_layers(term.layers)})"
+        case AttentionMSETerm():
+            return f"MSE(attention scores, {_layers(term.layers)})"
+        case AttentionKLTerm():
+            return f"KL(attention, {_layers(term.layers)})"
+        case RelationTerm():
+            heads = f"{term.relation_heads} heads, " if term.relation_heads else ""
+            return f"KL({'+'.join(term.relations)} relations, {heads}{_layers(term.layers)})"
+        case SimilarityTerm():
+            return f"similarity({_layers(term.layers)})"
+        case ContrastiveTerm():
+            return f"contrastive({term.pooling}, τ={_scheduled(term.temperature)})"
+    assert_never(term)
+
+
+def _layers(layers: Layers) -> str:
+    """Symbolic as written, pairs as `layer 2←4`; negative numbers count from the end."""
+    if isinstance(layers, str):
+        return f"{layers} layers"
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(f'{ours}←{theirs}' for ours, theirs in layers)}"
+
+
+def _scheduled(value: float | Schedule, form: str = "{}") -> str:
+    """A number, or `1→0.5` in `form` (the cosine as `1⤳0.5`, steps as `1|0.5|0`)."""
+    if not isinstance(value, Schedule):
+        return _number(value)
+    sign = {"linear": "→", "cosine": "⤳", "steps": "|"}[value.schedule]
+    return form.format(sign.join(map(_number, value.extremes)))
 
 
 def _length(train: TrainConfig) -> str:
@@ -64,9 +134,13 @@ def _length(train: TrainConfig) -> str:
     return f"{_number(train.epochs)} epoch{'' if train.epochs == 1 else 's'}"
 
 
-def _squared(temperature: float) -> str:
+def _temperature(term: Any) -> str:
+    return f"T={_scheduled(term.temperature)}"
+
+
+def _squared(term: Any) -> str:
     """T² is 1 at T=1 and then not worth a sign."""
-    return "" if temperature == 1 else "T²·"
+    return "" if term.temperature == 1 else "T²·"
 
 
 def _number(value: float | None) -> str:

@@ -1,11 +1,85 @@
 """What may be written about a loss: weighted terms, or a published recipe by name."""
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, BeforeValidator, Field, WrapValidator
+from pydantic_core import PydanticCustomError
 
-from jaxdistill.config.numbers import STRICT, Fraction, NonNegativeFloat, Number, PositiveFloat
+from jaxdistill.config.numbers import STRICT, Fraction, Integer, Number, Positive, PositiveFloat
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> Any:
+    """A plain number; the error says so by itself, whatever key it was read from."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise PydanticCustomError("schedule_number", "Input should be a number")
+    return value
+
+
+_ScheduleNumber = Annotated[float, BeforeValidator(_number)]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number as a function of the optimizer step.
+
+    `linear` and `cosine` go from `start` to `end` (also written `from` and `to`), beginning `after` and taking `over`,
+    each a share of the stage's steps (below 1) or a whole number of steps; `over` left out: until the stage ends.
+    `steps` takes the first of `values` until the first moment of `at`, then the second, and so on.
+    """
+
+    __pydantic_config__ = STRICT
+    schedule: Literal["linear", "cosine", "steps"]
+    start: Annotated[_ScheduleNumber | None, Field(validation_alias=AliasChoices("start", "from"))] = None
+    end: Annotated[_ScheduleNumber | None, Field(validation_alias=AliasChoices("end", "to"))] = None
+    after: _ScheduleNumber = 0.0
+    over: _ScheduleNumber | None = None
+    values: tuple[_ScheduleNumber, ...] = ()
+    at: tuple[_ScheduleNumber, ...] = ()
+
+    @property
+    def extremes(self) -> tuple[float, ...]:
+        """Numbers between which all others lie; none if it says none."""
+        return self.values or tuple(number for number in (self.start, self.end) if number is not None)
+
+
+def _at_least_0(value: Any, handler: Any) -> Any:
+    return _constant(value, handler, lambda number: 0 <= number < math.inf, "a number greater than or equal to 0")
+
+
+def _above_0(value: Any, handler: Any) -> Any:
+    return _constant(value, handler, lambda number: 0 < number < math.inf, "a number greater than 0")
+
+
+def _from_0_to_1(value: Any, handler: Any) -> Any:
+    return _constant(value, handler, lambda number: 0 <= number <= 1, "a number from 0 to 1")
+
+
+def _constant(value: Any, handler: Any, in_range: Callable[[float], bool], expected: str) -> Any:
+    """A number, read here so that the error speaks of numbers alone; a schedule by pydantic, its range in `checks`."""
+    if isinstance(value, Mapping | Schedule):
+        return handler(value)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not in_range(number):
+        raise PydanticCustomError(
+            "scheduled_number", "Input should be {expected}", {"expected": f"{expected}, or a schedule"}
+        )
+    return number
+
+
+Weight = Annotated[float | Schedule, WrapValidator(_at_least_0)]
+Temperature = Annotated[float | Schedule, WrapValidator(_above_0)]
+Progress = Annotated[float | Schedule, WrapValidator(_from_0_to_1)]
+
+
+# --- terms on labels and logits --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -14,7 +88,7 @@ class CrossEntropyTerm:
 
     __pydantic_config__ = STRICT
     type: Literal["cross_entropy"]
-    weight: NonNegativeFloat = 1.0
+    weight: Weight = 1.0
     label_smoothing: Fraction = 0.0
 
 
@@ -24,8 +98,8 @@ class DivergenceTerm:
 
     __pydantic_config__ = STRICT
     type: Literal["forward_kl", "reverse_kl", "soft_cross_entropy"]
-    weight: NonNegativeFloat = 1.0
-    temperature: PositiveFloat = 1.0
+    weight: Weight = 1.0
+    temperature: Temperature = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,9 +108,61 @@ class JensenShannonTerm:
 
     __pydantic_config__ = STRICT
     type: Literal["jensen_shannon"]
-    weight: NonNegativeFloat = 1.0
-    temperature: PositiveFloat = 1.0
+    weight: Weight = 1.0
+    temperature: Temperature = 1.0
     beta: Annotated[Number, Field(ge=0, le=1)] = 0.5
+
+
+@dataclass(frozen=True)
+class SkewedKLTerm:
+    """T² times KL(teacher ‖ skew·teacher + (1−skew)·student) (DistiLLM, arXiv:2402.03898)."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["skewed_kl"]
+    weight: Weight = 1.0
+    temperature: Temperature = 1.0
+    skew: Fraction = 0.1
+
+
+@dataclass(frozen=True)
+class TAIDTerm:
+    """T² times KL to a target that moves from the student's logits to the teacher's (TAID, arXiv:2501.16937).
+
+    progress: how far it has moved, 0 to 1; left out, the share of the stage's steps that are done.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["taid"]
+    weight: Weight = 1.0
+    temperature: Temperature = 1.0
+    progress: Progress = Schedule("linear", start=0.0, end=1.0)
+
+
+@dataclass(frozen=True)
+class DecoupledTerm:
+    """T² times the label's part and the other classes' part of the KL, each with its weight (DKD, arXiv:2203.08679)."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["dkd"]
+    weight: Weight = 1.0
+    temperature: Temperature = 1.0
+    target_weight: Annotated[Number, Field(ge=0)] = 1.0
+    other_weight: Annotated[Number, Field(ge=0)] = 8.0
+
+
+@dataclass(frozen=True)
+class CorrelationTerm:
+    """Correlations between classes and, over the batch, between examples (DIST, arXiv:2205.10536).
+
+    The second couples the examples of a batch, which therefore may not be split into micro-batches.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["dist"]
+    weight: Weight = 1.0
+    temperature: Temperature = 1.0
+    inter_weight: Annotated[Number, Field(ge=0)] = 1.0
+    intra_weight: Annotated[Number, Field(ge=0)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,8 +171,8 @@ class TotalVariationTerm:
 
     __pydantic_config__ = STRICT
     type: Literal["total_variation"]
-    weight: NonNegativeFloat = 1.0
-    temperature: PositiveFloat = 1.0
+    weight: Weight = 1.0
+    temperature: Temperature = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +181,7 @@ class LogitMSETerm:
 
     __pydantic_config__ = STRICT
     type: Literal["logit_mse"]
-    weight: NonNegativeFloat = 1.0
+    weight: Weight = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,23 +190,169 @@ class ZLossTerm:
 
     __pydantic_config__ = STRICT
     type: Literal["z_loss"]
-    weight: NonNegativeFloat = 1e-4
+    weight: Weight = 1e-4
 
+
+# --- terms on what lies between: hidden states, attention -------------------------------------------------------------
+
+LayerPair = Annotated[tuple[Integer, ...], Field(min_length=2, max_length=2)]
+Layers = Literal["uniform", "skip", "last"] | Annotated[tuple[LayerPair, ...], Field(min_length=1)]
+"""Which student layer learns from which teacher layer; layers count from 1, and 0 is the embeddings' output.
+
+`uniform`: student layer i from i·L_t/L_s, rounded, ties up. `skip`: the same without the last. `last`: all but the
+student's last from as many just before the teacher's last. Or pairs [student layer, teacher layer], where negative
+numbers count from the end: [-1, -1] are the last of both. The term is the mean over the pairs.
+"""
+LAST_LAYERS: tuple[LayerPair, ...] = ((-1, -1),)
+
+
+@dataclass(frozen=True)
+class HiddenStateTerm:
+    """Mean squared error of hidden states of one width, over tokens (FitNets, arXiv:1412.6550)."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["hidden_state_mse"]
+    weight: Weight = 1.0
+    layers: Layers = "uniform"
+
+
+@dataclass(frozen=True)
+class EmbeddingTerm:
+    """Mean squared error of the embedding layers' outputs, of one width (TinyBERT, arXiv:1909.10351)."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["embedding_mse"]
+    weight: Weight = 1.0
+
+
+@dataclass(frozen=True)
+class CosineTerm:
+    """1 − cosine of the last hidden states, of one width, over tokens (DistilBERT, arXiv:1910.01108)."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["cosine"]
+    weight: Weight = 1.0
+
+
+@dataclass(frozen=True)
+class PatientTerm:
+    """Squared distance of normalised states of one width (PKD, arXiv:1908.09355).
+
+    Those of an encoder's first token, or of the last token of each of a decoder's documents.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["patient"]
+    weight: Weight = 1.0
+    layers: Layers = "skip"
+
+
+@dataclass(frozen=True)
+class AttentionMSETerm:
+    """Mean squared error of attention scores before their softmax, of as many heads (TinyBERT, arXiv:1909.10351)."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["attention_mse"]
+    weight: Weight = 1.0
+    layers: Layers = "uniform"
+
+
+@dataclass(frozen=True)
+class AttentionKLTerm:
+    """KL of attention distributions, of as many heads (MiniLM, arXiv:2002.10957; MobileBERT, arXiv:2004.02984)."""
+
+    __pydantic_config__ = STRICT
+    type: Literal["attention_kl"]
+    weight: Weight = 1.0
+    layers: Layers = LAST_LAYERS
+
+
+@dataclass(frozen=True)
+class RelationTerm:
+    """KL of the relations softmax(X·Xᵀ/√d) between tokens, X the queries, keys or values (MiniLM, arXiv:2012.15828).
+
+    relations are added up. relation_heads: into how many heads both models' vectors are split (left out: as many as
+    the teacher's layer has); widths and numbers of attention heads may differ.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["relation_kl"]
+    weight: Weight = 1.0
+    relations: Annotated[tuple[Literal["query", "key", "value"], ...], Field(min_length=1)] = ("value",)
+    relation_heads: Positive | None = None
+    layers: Layers = LAST_LAYERS
+
+
+@dataclass(frozen=True)
+class SimilarityTerm:
+    """Similarity-preserving: inner products between the examples of a batch, of any widths (arXiv:1907.09682).
+
+    An example is one row of the batch, with the states of all its tokens. It couples the examples of a batch, which
+    therefore may not be split into micro-batches.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["similarity_preserving"]
+    weight: Weight = 1.0
+    layers: Layers = LAST_LAYERS
+
+
+@dataclass(frozen=True)
+class ContrastiveTerm:
+    """Contrast with the batch: each student state is to find its own teacher's (CRD's in-batch form, arXiv:1910.10699).
+
+    State: the mean of a row's last hidden states, or the `first` token's, of one width. It couples the examples of a
+    batch, which therefore may not be split into micro-batches.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["contrastive"]
+    weight: Weight = 1.0
+    temperature: Temperature = 0.1
+    pooling: Literal["mean", "first"] = "mean"
+
+
+LayeredTermConfig = HiddenStateTerm | PatientTerm | AttentionMSETerm | AttentionKLTerm | RelationTerm | SimilarityTerm
+FeatureTermConfig = LayeredTermConfig | EmbeddingTerm | CosineTerm | ContrastiveTerm
+"""Terms that read what lies between a model's input and its logits."""
+CoupledTermConfig = CorrelationTerm | SimilarityTerm | ContrastiveTerm
+"""Terms that are no sum over examples: they compare the examples of a batch with one another."""
 
 TermConfig = Annotated[
-    CrossEntropyTerm | DivergenceTerm | JensenShannonTerm | TotalVariationTerm | LogitMSETerm | ZLossTerm,
+    CrossEntropyTerm
+    | DivergenceTerm
+    | JensenShannonTerm
+    | SkewedKLTerm
+    | TAIDTerm
+    | DecoupledTerm
+    | CorrelationTerm
+    | TotalVariationTerm
+    | LogitMSETerm
+    | ZLossTerm
+    | HiddenStateTerm
+    | EmbeddingTerm
+    | CosineTerm
+    | PatientTerm
+    | AttentionMSETerm
+    | AttentionKLTerm
+    | RelationTerm
+    | SimilarityTerm
+    | ContrastiveTerm,
     Field(discriminator="type"),
 ]
 
 
 @dataclass(frozen=True)
-class HintonPreset:
-    """alpha·T²·KL(teacher ‖ student) + (1−alpha)·CE (arXiv:1503.02531); `txtai` is the same with T=1, alpha=1."""
+class PresetConfig:
+    """A published recipe (see `expand_loss`), and the numbers of it that it lets one change."""
 
     __pydantic_config__ = STRICT
-    preset: Literal["hinton", "txtai"]
+    preset: Literal["hinton", "txtai", "distilbert", "pkd", "minilm", "minilm_v2", "llama"]
     temperature: PositiveFloat | None = None
     alpha: Annotated[Number, Field(ge=0, le=1)] | None = None
+    beta: PositiveFloat | None = None
+    layers: Layers | None = None
+    relation_heads: Positive | None = None
 
 
-LossConfig = tuple[TermConfig, ...] | HintonPreset
+LossConfig = tuple[TermConfig, ...] | PresetConfig

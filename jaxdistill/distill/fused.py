@@ -11,7 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxdistill import losses
-from jaxdistill.distill.terms import CrossEntropy, LogitDivergence, Term, ZLoss, learned
+from jaxdistill.distill.positions import learned
+from jaxdistill.distill.schedules import number
+from jaxdistill.distill.signals import Wanted
+from jaxdistill.distill.terms import CrossEntropy, LogitDivergence, Term, ZLoss
 from jaxdistill.typing import Array, Batch, Scalar, Signals
 
 FUSABLE = ("forward_kl", "reverse_kl", "jensen_shannon")
@@ -19,6 +22,7 @@ FUSABLE = ("forward_kl", "reverse_kl", "jensen_shannon")
 
 BATCH_AXES = ("data", "fsdp")
 _VOCABULARY_AXIS = "tensor"
+_HEAD: Wanted = (("head", None),)
 
 
 def unfusable(terms: Sequence[Term]) -> str | None:
@@ -44,6 +48,7 @@ def unfusable(terms: Sequence[Term]) -> str | None:
 class FusedTerms:
     """At most one divergence, cross-entropy and z-loss each, as one pass over chunks of tokens.
 
+    Weights and the temperature may be traced: they are the terms' own after `at_step`.
     vocab_size: columns of the heads beyond it are padding (None: none is).
     """
 
@@ -51,14 +56,15 @@ class FusedTerms:
     vocab_size: int | None = None
 
     @property
-    def student_outputs(self) -> tuple[str, ...]:
+    def student_outputs(self) -> Wanted:
         """The input and kernel of the student's head."""
-        return ("head",)
+        return _HEAD
 
     @property
-    def teacher_outputs(self) -> tuple[str, ...]:
+    def teacher_outputs(self) -> tuple[Wanted, ...]:
         """Those of every teacher's, if there is a divergence."""
-        return ("head",) if self._find(LogitDivergence) else ()
+        divergence = self._find(LogitDivergence)
+        return () if divergence is None else (_HEAD,) * len(divergence.teacher_weights)
 
     def __call__(
         self,
@@ -86,7 +92,8 @@ class FusedTerms:
             "teachers": [_head(signals) for signals in teachers] if divergence else [],
             "labels": batch["labels"],
             "where": learned(batch),
-            "weights": {term.name: term.weight / _at_least_one(counts[term.name]) for term in self.terms},
+            "weights": {term.name: number(term.weight) / _at_least_one(counts[term.name]) for term in self.terms},
+            "temperature": jnp.float32(1.0 if divergence is None else number(divergence.temperature)),
         }
         if mesh is None or mesh.size == 1:
             return self._sums(arrays, axis_name=None)
@@ -109,6 +116,7 @@ class FusedTerms:
             "labels": rows,
             "where": rows,
             "weights": jax.tree.map(lambda _: PartitionSpec(), arrays["weights"]),
+            "temperature": PartitionSpec(),
         }
 
         def local(arrays: dict[str, Any]) -> Any:
@@ -120,13 +128,9 @@ class FusedTerms:
         names = {kind: term.name for kind in (LogitDivergence, CrossEntropy, ZLoss) if (term := self._find(kind))}
         weight = {kind: arrays["weights"][name] for kind, name in names.items()}
         divergence = self._find(LogitDivergence)
-        options: dict[str, Any] = {"temperature": 1.0}
+        options: dict[str, Any] = {}
         if divergence is not None:
-            options = {
-                "temperature": divergence.temperature,
-                "divergence": divergence.divergence,
-                "teacher_weights": divergence.teacher_weights,
-            }
+            options = {"divergence": divergence.divergence, "teacher_weights": divergence.teacher_weights}
             if divergence.beta is not None:
                 options["beta"] = divergence.beta
         loss, sums = losses.fused_linear_distillation(
@@ -137,6 +141,7 @@ class FusedTerms:
             kd_weight=weight.get(LogitDivergence, 0.0),
             ce_weight=weight.get(CrossEntropy, 0.0),
             z_weight=weight.get(ZLoss, 0.0),
+            temperature=arrays["temperature"],
             vocab_size=self.vocab_size,
             where=arrays["where"].reshape(-1),
             axis_name=axis_name,

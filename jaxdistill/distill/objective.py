@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -13,7 +13,10 @@ from jax.sharding import Mesh
 
 from jaxdistill.config.loss_schema import TermConfig
 from jaxdistill.distill.fused import FusedTerms, unfusable
-from jaxdistill.distill.terms import Term, labelled, learned, make_term
+from jaxdistill.distill.positions import labelled, learned
+from jaxdistill.distill.schedules import always_zero, at_step, number
+from jaxdistill.distill.signals import Request, by_layer, union
+from jaxdistill.distill.terms import Term, make_term
 from jaxdistill.errors import ConfigError
 from jaxdistill.typing import Array, Batch, Bool, Scalar, Signals
 
@@ -28,7 +31,8 @@ class Objective:
     """loss = Σ weight · sum_term / count_term, with every count taken over the whole batch.
 
     A part of the batch (a micro-batch, a device's share) gives its additive share of the loss, because `counts` are
-    those of the whole: the shares, and their gradients, sum to the loss of the batch whatever the split.
+    those of the whole: the shares, and their gradients, sum to the loss of the batch whatever the split (unless the
+    objective is `coupled`, where the rest of the batch is missed).
 
     fused: terms that are computed together from hidden states (None: each is computed from logits). vocab_size: logits
     beyond so many classes are padding (None: none are).
@@ -39,14 +43,24 @@ class Objective:
     vocab_size: int | None = None
 
     @property
-    def student_outputs(self) -> tuple[str, ...]:
-        """Signals the student must produce: the union of what the terms read."""
-        return _union([*(term.student_outputs for term in self.terms), *(part.student_outputs for part in self._fused)])
+    def student_outputs(self) -> Request:
+        """Signals the student must produce, with the layers of each: the union of what the terms read."""
+        return union(part.student_outputs for part in (*self.terms, *self._fused))
 
     @property
-    def teacher_outputs(self) -> tuple[str, ...]:
-        """Signals every teacher must produce; empty if no term reads a teacher."""
-        return _union([*(term.teacher_outputs for term in self.terms), *(part.teacher_outputs for part in self._fused)])
+    def teacher_outputs(self) -> Request:
+        """Signals that are read of any teacher, with all layers; empty if no term reads one."""
+        return union(wanted for part in (*self.terms, *self._fused) for wanted in part.teacher_outputs)
+
+    def outputs_of(self, teacher: int) -> Request:
+        """Signals that teacher must produce: with several of different depths, each its own layers."""
+        parts = [part for part in (*self.terms, *self._fused) if part.teacher_outputs]
+        return union(part.teacher_outputs[teacher] for part in parts)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether a term compares the examples of a batch with one another, so that no part of it gives its share."""
+        return any(term.coupled for term in self._every_term)
 
     @property
     def _fused(self) -> tuple[FusedTerms, ...]:
@@ -69,32 +83,39 @@ class Objective:
         *,
         counts: Mapping[str, Scalar],
         mesh: Mesh | None = None,
+        step: Scalar | None = None,
     ) -> tuple[Scalar, Metrics]:
         """The loss of `batch`, or its share if `batch` is a part of what was counted.
 
         Args:
           student: the student's signals.
-          teachers: the signals of each teacher, under stop_gradient.
+          teachers: the signals of each teacher (`outputs_of`), under stop_gradient.
           batch: the rows the signals belong to.
           counts: `counts` of the whole batch.
           mesh: devices that the signals are spread over under `jit`; None if they are all here.
+          step: number of updates before this one, int32 []; only weights and temperatures with a schedule need it.
 
         Returns:
           (loss float32 [], metrics): each metric a (sum, count). `loss` = `kd` + `ce`, the weighted distillation and
           label terms; each term, unweighted, under its own name; `accuracy` over labelled positions where the student
           gives logits.
+
+        Raises:
+          ValueError: other signals came than were asked for, or the loss changes with the step and there is none.
         """
-        student, teachers = self._trimmed(student), [self._trimmed(signals) for signals in teachers]
+        student = self._read(student, self.student_outputs)
+        teachers = [self._read(signals, self.outputs_of(index)) for index, signals in enumerate(teachers)]
+        now = self._at(step)
         value, totals = jnp.float32(0), {}
-        for term in self.terms:
+        for term in now.terms:
             totals[term.name] = term.total(student, teachers, batch)
             value += self._share(term, totals, counts)
-        if self.fused is not None:
-            together, sums = self.fused(student, teachers, batch, counts=counts, mesh=mesh)
+        if now.fused is not None:
+            together, sums = now.fused(student, teachers, batch, counts=counts, mesh=mesh)
             value, totals = value + together, totals | sums
         metrics: Metrics = {}
         loss: dict[str, Scalar] = {}
-        for term in self._every_term:
+        for term in now._every_term:
             share = self._share(term, totals, counts)
             loss[term.group] = loss[term.group] + share if term.group in loss else share
             metrics[term.name] = (totals[term.name], _float_count(term.where(batch)))
@@ -109,10 +130,16 @@ class Objective:
 
     def _share(self, term: Term, totals: Mapping[str, Scalar], counts: Mapping[str, Scalar]) -> Scalar:
         """A term's weighted part of the loss."""
-        return term.weight * totals[term.name] / jnp.maximum(counts[term.name], 1).astype(jnp.float32)
+        return number(term.weight) * totals[term.name] / jnp.maximum(counts[term.name], 1).astype(jnp.float32)
 
-    def _trimmed(self, signals: Signals) -> Signals:
-        """Logits without the columns of a padded vocabulary."""
+    def _at(self, step: Scalar | None) -> Objective:
+        """The objective with numbers in the place of schedules."""
+        fused = None if self.fused is None else replace(self.fused, terms=_at_step(self.fused.terms, step))
+        return replace(self, terms=_at_step(self.terms, step), fused=fused)
+
+    def _read(self, signals: Signals, request: Request) -> Signals:
+        """Layers told apart, and logits without the columns of a padded vocabulary."""
+        signals = by_layer(signals, request)
         if self.vocab_size is None or "logits" not in signals:
             return signals
         return {**signals, "logits": signals["logits"][..., : self.vocab_size]}
@@ -124,31 +151,38 @@ def make_objective(
     *,
     fused: Literal["auto", "on", "off"] = "off",
     vocab_size: int | None = None,
+    depths: Sequence[int] = (),
+    total_steps: int | None = None,
 ) -> Objective:
     """The objective of a list of terms against teachers of the given weights (none: labels alone).
 
-    A term of weight 0 is dropped here, and so costs nothing. Terms of the same type are numbered from the second on.
+    A term whose weight is 0 at every step is dropped here, and so costs nothing. Terms of the same type are numbered
+    from the second on.
 
     Args:
       term_configs: the terms.
       teacher_weights: one positive number per teacher.
-      fused: compute the terms of a language model together from hidden states, so that no [tokens, vocab] array
-        exists: `on`, `off`, or `auto` (where all terms can be).
+      fused: compute the terms on logits of a language model together from hidden states, so that no [tokens, vocab]
+        array exists: `on`, `off`, or `auto` (where all of them can be).
       vocab_size: classes of a padded vocabulary (None: every column of the logits is one).
+      depths: layers of the student, then of each teacher; only terms that read layers need them.
+      total_steps: of the stage; only schedules in shares of it need them.
 
     Raises:
-      ConfigError: no term is left, a term needs a teacher and there is none, or `on` with terms that cannot be fused.
+      ConfigError: no term is left, a term needs a teacher and there is none, `on` with terms that cannot be fused,
+        layers that a model does not have, or depths or steps that are needed and not given.
     """
-    build = partial(make_term, teacher_weights=tuple(float(weight) for weight in teacher_weights))
+    weights = tuple(float(weight) for weight in teacher_weights)
+    build = partial(make_term, teacher_weights=weights, depths=depths, total_steps=total_steps)
     seen: Counter[str] = Counter()
     terms = []
     for config in term_configs:
-        if config.weight == 0:
+        if always_zero(config.weight):
             continue
         seen[config.type] += 1
         name = config.type if seen[config.type] == 1 else f"{config.type}_{seen[config.type]}"
         term = build(config, name=name)
-        if term.teacher_outputs and not teacher_weights:
+        if term.group == "kd" and not teacher_weights:
             raise ConfigError(
                 f"loss: {config.type} compares with a teacher, but this stage has none; "
                 "give it a `teacher:` or use cross_entropy alone"
@@ -156,17 +190,18 @@ def make_objective(
         terms.append(term)
     if not terms:
         raise ConfigError("loss: no term with a weight above 0; a stage needs at least one")
-    reason = unfusable(terms)
+    on_logits = [term for term in terms if "logits" in dict(term.student_outputs)]
+    reason = unfusable(on_logits)
     if fused == "on" and reason is not None:
         raise ConfigError(f"fused: on, but {reason}; leave it out, or change the loss")
-    if fused == "off" or reason is not None:
+    if fused == "off" or reason is not None or not on_logits:
         return Objective(tuple(terms), vocab_size=vocab_size)
-    return Objective((), FusedTerms(tuple(terms), vocab_size), vocab_size)
+    others = tuple(term for term in terms if term not in on_logits)
+    return Objective(others, FusedTerms(tuple(on_logits), vocab_size), vocab_size)
 
 
-def _union(groups) -> tuple[str, ...]:
-    """Distinct names in order of first appearance."""
-    return tuple(dict.fromkeys(name for group in groups for name in group))
+def _at_step(terms: tuple[Term, ...], step: Scalar | None) -> tuple[Term, ...]:
+    return tuple(at_step(term, step) for term in terms)
 
 
 def _count(where: Bool[Array, "*B"]) -> Scalar:

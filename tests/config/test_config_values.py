@@ -12,7 +12,11 @@ from raw_runs import problems, run, stage
 
 from jaxdistill.config import run_from_dict, schema
 
-LOSS = "forward_kl, reverse_kl, soft_cross_entropy, jensen_shannon, total_variation, logit_mse, z_loss"
+LOSS = (
+    "forward_kl, reverse_kl, soft_cross_entropy, jensen_shannon, skewed_kl, taid, dkd, dist, total_variation, "
+    "logit_mse, z_loss, hidden_state_mse, embedding_mse, cosine, patient, attention_mse, attention_kl, relation_kl, "
+    "similarity_preserving, contrastive"
+)
 
 
 def with_value(path: str, value: object) -> dict:
@@ -117,7 +121,12 @@ def with_value(path: str, value: object) -> dict:
             "hinton",
             "stages.1.loss: got 'hinton'; expected a list or a mapping (keys: preset, temperature",
         ),
-        ("stages.1.loss", {"preset": "hintn"}, "stages.1.loss.preset: got 'hintn'; expected 'hinton' or 'txtai'; did"),
+        (
+            "stages.1.loss",
+            {"preset": "hintn"},
+            "stages.1.loss.preset: got 'hintn'; expected 'hinton', 'txtai', 'distilbert', 'pkd', 'minilm', 'minilm_v2' "
+            "or 'llama'; did you mean 'hinton'?",
+        ),
         (
             "stages.1.loss",
             [{"type": "kl"}],

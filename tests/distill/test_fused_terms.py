@@ -86,7 +86,7 @@ def test_fused_terms_are_the_dense_ones(data, terms, vocab_size, layout):
     dense = evaluate(make_objective(terms, weights, vocab_size=vocab_size), data, teachers)
     fused_objective = make_objective(terms, weights, fused="on", vocab_size=vocab_size)
     assert "logits" not in fused_objective.student_outputs
-    assert fused_objective.teacher_outputs == (("head",) if teachers else ())
+    assert fused_objective.teacher_outputs == ({"head": None} if teachers else {})
     fused = evaluate(fused_objective, data, teachers, mesh)
     (_, metrics), _ = dense
     metrics.pop("accuracy")

@@ -148,8 +148,8 @@ def test_shares_of_a_batch_add_up_to_its_loss_and_metrics(data):
 def test_a_term_of_weight_zero_is_gone_and_with_it_what_it_reads():
     objective = make_objective([DivergenceTerm("forward_kl", weight=0.0), CE])
     assert [term.name for term in objective.terms] == ["cross_entropy"]
-    assert objective.teacher_outputs == ()
-    assert objective.student_outputs == ("logits",)
+    assert objective.teacher_outputs == {}
+    assert objective.student_outputs == {"logits": None}
 
 
 def test_terms_of_one_type_have_names_of_their_own(data):

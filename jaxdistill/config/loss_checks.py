@@ -1,0 +1,159 @@
+"""Contradictions in the loss of a stage: with its teacher, its batches, its task, and in its schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from jaxdistill.config.defaults import PRESETS, expand_loss, stage_data
+from jaxdistill.config.loss_schema import (
+    ContrastiveTerm,
+    CoupledTermConfig,
+    CrossEntropyTerm,
+    FeatureTermConfig,
+    PresetConfig,
+    RelationTerm,
+    Schedule,
+    TermConfig,
+    ZLossTerm,
+)
+from jaxdistill.config.problems import Path as KeyPath
+from jaxdistill.config.problems import Problem, shown
+from jaxdistill.config.schema import Run, StageConfig
+
+_RANGES = {
+    "weight": ("of at least 0", lambda number: number >= 0),
+    "temperature": ("above 0", lambda number: number > 0),
+    "progress": ("from 0 to 1", lambda number: 0 <= number <= 1),
+}
+
+
+def loss_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
+    """The loss and the teacher cache, against everything around them."""
+    has_teacher = stage.teacher is not None
+    if stage.teacher_cache == "memory" and not has_teacher:
+        yield Problem((*path, "teacher_cache"), "got 'memory', but the stage has no teacher; remove it")
+    loss = (*path, "loss")
+    if stage.loss == ():
+        yield Problem(loss, "got an empty list; expected terms, or leave loss out for the default")
+        return
+    if isinstance(stage.loss, PresetConfig):
+        yield from _preset_problems(stage.loss, loss, has_teacher=has_teacher)
+    terms = expand_loss(stage.loss, has_teacher=has_teacher)
+    if not any(_counts(term) for term in terms):
+        yield Problem(loss, "all weights are 0, so nothing would be learned; give a term a weight above 0")
+    written = isinstance(stage.loss, tuple)
+    for position, term in enumerate(terms):
+        own = (*loss, position) if written else loss
+        if written and not has_teacher and not isinstance(term, CrossEntropyTerm | ZLossTerm):
+            message = f"{term.type} needs a teacher, and the stage has none (teacher: null); use cross_entropy"
+            yield Problem((*own, "type"), message)
+        yield from _term_problems(term, run, stage, own)
+        yield from _together_problems(term, run, stage, own)
+
+
+def _counts(term: TermConfig) -> bool:
+    """Whether the term ever has a weight."""
+    return any(term.weight.extremes) if isinstance(term.weight, Schedule) else term.weight > 0
+
+
+def _preset_problems(loss: PresetConfig, path: KeyPath, *, has_teacher: bool) -> Iterator[Problem]:
+    if not has_teacher:
+        message = f"preset '{loss.preset}' needs a teacher, and the stage has none (teacher: null)"
+        yield Problem((*path, "preset"), f"{message}; leave loss out for cross-entropy")
+    for key in ("temperature", "alpha", "beta", "layers", "relation_heads"):
+        if getattr(loss, key) is not None and key not in PRESETS[loss.preset]:
+            message = f"preset '{loss.preset}' has no {key}; expected {', '.join(PRESETS[loss.preset])}"
+            yield Problem((*path, key), f"{message}, or write its terms as a list")
+
+
+def _term_problems(term: TermConfig, run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
+    """Of one term alone."""
+    for key in _RANGES:
+        value = getattr(term, key, None)
+        if isinstance(value, Schedule):
+            yield from _schedule_problems(value, key, stage.train.steps, (*path, key))
+    if isinstance(term, RelationTerm) and len(set(term.relations)) < len(term.relations):
+        yield Problem((*path, "relations"), f"got {shown(term.relations)}; expected each at most once")
+    if isinstance(term, ContrastiveTerm) and term.pooling == "first" and stage_data(run, stage).task == "causal_lm":
+        message = "got 'first', but a causal language model's first token has seen nothing; use mean"
+        yield Problem((*path, "pooling"), message)
+
+
+def _together_problems(term: TermConfig, run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
+    """Of a term with how the stage is computed."""
+    if not _counts(term) or stage.teacher is None:
+        return
+    if isinstance(term, FeatureTermConfig) and (stage.teacher_cache or run.teacher_cache) == "memory":
+        message = f"memory keeps a teacher's logits, and {term.type} reads more than those; write teacher_cache: off"
+        yield Problem((*path[:2], "teacher_cache"), message)
+    if not isinstance(term, CoupledTermConfig):
+        return
+    what = f"{term.type} compares the examples of a batch with one another"
+    if stage.train.accumulate > 1:
+        message = f"{stage.train.accumulate} micro-batches, but {what}, and would see only its own part of them"
+        yield Problem((*path[:2], "train", "accumulate"), f"{message}; expected 1")
+    if run.parallel.strategy == "pmap" and run.parallel.data != 1:
+        message = (
+            f"{what}, and under pmap a device sees only its own; write parallel.strategy: jit, or parallel.data: 1"
+        )
+        yield Problem((*path, "type") if len(path) > 3 else path, message)
+
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+def _schedule_problems(schedule: Schedule, key: str, steps: int | None, path: KeyPath) -> Iterator[Problem]:
+    ramp = ("start", "end", "after", "over")
+    needed, foreign = (("values", "at"), ramp) if schedule.schedule == "steps" else (("start", "end"), ("values", "at"))
+    neutral = Schedule(schedule.schedule)
+    for name in needed:
+        if getattr(schedule, name) == getattr(neutral, name):
+            yield Problem((*path, name), f"missing; schedule: {schedule.schedule} needs {' and '.join(needed)}")
+    for name in foreign:
+        if getattr(schedule, name) != getattr(neutral, name):
+            yield Problem((*path, name), f"schedule: {schedule.schedule} does not read it; remove it")
+    expected, fits = _RANGES[key]
+    for number in schedule.extremes:
+        if not fits(number):
+            yield Problem(path, f"goes through {number:g}; expected a {key} {expected}")
+            break
+    moments = _stair_problems if schedule.schedule == "steps" else _ramp_problems
+    yield from moments(schedule, steps, path)
+
+
+def _ramp_problems(schedule: Schedule, steps: int | None, path: KeyPath) -> Iterator[Problem]:
+    after, over = schedule.after, schedule.over
+    if after and not _moment(after):
+        yield Problem((*path, "after"), f"got {after:g}; expected a share of the steps (below 1) or a number of steps")
+    elif over is not None and (over == 1 or not _moment(over)):
+        message = f"got {over:g}; expected a share of the steps (below 1), or 2 steps or more"
+        yield Problem((*path, "over"), f"{message}; leave it out to go on until the stage ends")
+    elif over is not None and over < 1 and after < 1 and after + over > 1:
+        yield Problem((*path, "over"), f"got {over:g}, after {after:g}; expected at most {1 - after:g}, the rest")
+    elif steps is not None and _in_steps(after, steps) + _in_steps(over or 0, steps) > steps:
+        yield Problem(path, f"goes on beyond the last step; expected after and over within train.steps, {steps}")
+
+
+def _stair_problems(schedule: Schedule, steps: int | None, path: KeyPath) -> Iterator[Problem]:
+    values, at = schedule.values, schedule.at
+    if not (values and at):
+        return
+    if len(values) != len(at) + 1:
+        yield Problem((*path, "at"), f"got {len(at)} moments for {len(values)} values; expected one less than values")
+    elif not all(map(_moment, at)) or len({moment < 1 for moment in at}) > 1:
+        message = f"got {shown(at)}; expected shares of the steps (below 1), or whole numbers of steps"
+        yield Problem((*path, "at"), message)
+    elif any(late <= early for early, late in pairwise(at)):
+        yield Problem((*path, "at"), f"got {shown(at)}; expected each later than the one before")
+    elif steps is not None and at[-1] >= steps:
+        yield Problem((*path, "at"), f"step {at[-1]:g} is beyond the last one; expected less than train.steps, {steps}")
+
+
+def _moment(number: float) -> bool:
+    """A share of the steps, or a whole number of them."""
+    return 0 < number < 1 or (number >= 1 and number == int(number))
+
+
+def _in_steps(number: float, steps: int) -> float:
+    return number * steps if number < 1 else number

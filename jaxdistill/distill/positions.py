@@ -1,0 +1,53 @@
+"""Which positions of a batch count: rows, tokens, labels, ends of documents. Read from the batch alone."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxdistill.models.causal_attention import causal_mask
+from jaxdistill.typing import Array, Batch, Bool
+
+IGNORED_LABEL = -100
+
+
+def real_examples(batch: Batch) -> Bool[Array, " B"]:
+    """Which rows hold an example; filler rows have example_id −1."""
+    return batch["example_id"] >= 0
+
+
+def labelled(batch: Batch) -> Bool[Array, "*B"]:
+    """Which rows, or which tokens of them, carry a label."""
+    return batch["labels"] != IGNORED_LABEL
+
+
+def learned(batch: Batch) -> Bool[Array, "*B"]:
+    """Which positions a teacher teaches: every real row of a classifier, every token that has a label otherwise."""
+    return real_examples(batch) if batch["labels"].ndim == 1 else labelled(batch)
+
+
+def tokens(batch: Batch) -> Bool[Array, "B S"]:
+    """Which tokens are no padding, labelled or not."""
+    present = real_examples(batch)[:, None]
+    if "segment_ids" in batch:
+        present = present & (batch["segment_ids"] > 0)
+    return present & batch["attention_mask"].astype(bool) if "attention_mask" in batch else present
+
+
+def packed(batch: Batch) -> bool:
+    """Whether rows hold documents of a causal language model, which is where segment_ids are."""
+    return "segment_ids" in batch
+
+
+def document_ends(batch: Batch) -> Bool[Array, "B S"]:
+    """The last token of each packed document, the only one that has seen the whole of it."""
+    segments = batch["segment_ids"]
+    following = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
+    return tokens(batch) & (segments != following)
+
+
+def attended(batch: Batch) -> Bool[Array, "B S S"] | None:
+    """Which tokens (last axis) each token of a packed batch may attend to; None: all that are no padding."""
+    if not packed(batch):
+        return None
+    segments = batch["segment_ids"]
+    return causal_mask(segments.shape[1], segments, window=None)[:, 0]
