@@ -18,6 +18,7 @@ BLOCK = 32
 """Documents that are tokenised together, and pass from one process to another together."""
 
 _READ_AHEAD = 4
+_NEVER = 2**62
 
 
 def stored_blocks(
@@ -85,7 +86,10 @@ def _in_workers(blocks: grain.IterDataset, workers: int) -> grain.IterDataset:
         return blocks
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's processes read flags, which only an absl program has parsed
+    # Through pipes: a block is small, and shared memory is scarce in containers and outlives a process that is killed.
+    plain = grain.experimental.DatasetOptions(min_shm_size=_NEVER)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_READ_AHEAD)
+    blocks = grain.experimental.WithOptionsIterDataset(blocks, plain)
     return blocks.mp_prefetch(options, worker_init_fn=_begin_worker)
 
 

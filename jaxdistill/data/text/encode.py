@@ -14,7 +14,6 @@ from jaxdistill.data.tokenize import Tokenizer
 NO_LABEL = -100
 """Label of a position that the loss does not count."""
 
-_PROBE = "a"
 _VERSION = 1
 
 Block = dict[str, np.ndarray]
@@ -43,12 +42,9 @@ class TextEncoder:
         # The parts of a transformers tokenizer that pickle small and load without transformers.
         self._backend: Any = tokenizer._backend
         end = tokenizer._wrapped.eos_token_id
-        bare = self._backend.encode(_PROBE, add_special_tokens=False).ids
-        whole = self._backend.encode(_PROBE, add_special_tokens=True).ids
-        first = next(start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
-        prefix, suffix = whole[:first], whole[first + len(bare) :]
+        self._prefix, suffix = _special_tokens(self._backend)
         self._end = [] if end is None or end in suffix else [int(end)]
-        self._prefix, self._suffix = prefix, [*suffix, *self._end]
+        self._suffix = [*suffix, *self._end]
         self._is_prompted = is_prompted
 
     def __call__(self, documents: Sequence[Parts]) -> Block:
@@ -67,6 +63,14 @@ class TextEncoder:
 
     def _encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+
+def _special_tokens(backend: Any) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and after a text."""
+    probes = (text for text in ("a", *backend.get_vocab()) if backend.encode(text, add_special_tokens=False).ids)
+    probe = backend.encode(next(probes))
+    own = [place for place, special in enumerate(probe.special_tokens_mask) if not special]
+    return probe.ids[: own[0]], probe.ids[own[-1] + 1 :]
 
 
 def _block(lists: Sequence[list[int]], unlabelled: Sequence[int] = ()) -> Block:

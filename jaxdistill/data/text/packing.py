@@ -118,8 +118,8 @@ class Number:
     def __call__(self, index: int, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         filled = batch.pop("filled")
         size = len(batch["input_ids"])
-        places = np.arange(size, dtype=np.int32)
-        numbers = (index * self.count + self.process) * size + places
+        places = np.arange(size)
+        numbers = ((index * self.count + self.process) * size + places) % 2**31
         return {**batch, "example_id": np.where(places < filled, numbers, -1).astype(np.int32)}
 
 

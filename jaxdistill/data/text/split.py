@@ -238,8 +238,10 @@ class TextSplit:
         """Rows that one process's documents make in the first epoch."""
         from jaxdistill.data.text import blocks, packing
 
-        order = blocks.document_order(len(self._token_counts), seed)[index::count]
-        counts = self._token_counts[np.asarray([order[place] for place in range(len(order))])]
+        counts = self._token_counts
+        if count > 1 or (seed is not None and self._data.packing == "first_fit"):
+            order = blocks.document_order(len(counts), seed)[index::count]
+            counts = counts[np.asarray([order[place] for place in range(len(order))])]
         return packing.count_rows(counts, packing=self._data.packing, length=self.sequence_length, block=blocks.BLOCK)
 
     def _check_shards(self, count: int) -> None:

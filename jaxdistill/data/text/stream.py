@@ -182,6 +182,6 @@ class _Reader:
         if source.data.on_bad_row == "error":
             raise bad_rows_error(source.name, unit, [(number, parts)], self._rows, BAD_ROWS_ADVICE)
         if not self._skipped:
-            _log.warning("%s: skipping bad rows, the first of which is %s %d (%s)", source.name, unit, number, parts)
+            _log.warning("%s: skipping bad rows; the first is %s %d: %s", source.name, unit, number, parts)
         self._skipped += 1
         return None

@@ -38,7 +38,7 @@ LENGTHS = [3, 40, 1, 7, 15, 16, 17, 2, 2, 33, 5, 9, 1, 1, 30] * 6
 )
 @settings(deadline=None, max_examples=60)
 def test_rows_are_those_of_a_plain_packing(lengths: list[int], length: int, packing, block: int) -> None:
-    pieces = [([100 * place + i for i in range(size)], [i for i in range(size)]) for place, size in enumerate(lengths)]
+    pieces = [([100 * place + i for i in range(size)], list(range(size))) for place, size in enumerate(lengths)]
     made = []
     for start in range(0, len(pieces), block):
         part = pieces[start : start + block]
