@@ -42,6 +42,10 @@ def loss_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Probl
     terms = expand_loss(stage.loss, has_teacher=has_teacher)
     if not any(_counts(term) for term in terms):
         yield Problem(loss, "all weights are 0, so nothing would be learned; give a term a weight above 0")
+    features = [term.type for term in terms if isinstance(term, FeatureTermConfig) and _counts(term)]
+    if features and has_teacher and (stage.teacher_cache or run.teacher_cache) == "memory":
+        message = f"memory keeps a teacher's logits, and {' and '.join(dict.fromkeys(features))} of the loss read more"
+        yield Problem((*path, "teacher_cache"), f"{message} than those; write teacher_cache: off")
     written = isinstance(stage.loss, tuple)
     for position, term in enumerate(terms):
         own = (*loss, position) if written else loss
@@ -82,12 +86,7 @@ def _term_problems(term: TermConfig, run: Run, stage: StageConfig, path: KeyPath
 
 def _together_problems(term: TermConfig, run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
     """Of a term with how the stage is computed."""
-    if not _counts(term) or stage.teacher is None:
-        return
-    if isinstance(term, FeatureTermConfig) and (stage.teacher_cache or run.teacher_cache) == "memory":
-        message = f"memory keeps a teacher's logits, and {term.type} reads more than those; write teacher_cache: off"
-        yield Problem((*path[:2], "teacher_cache"), message)
-    if not isinstance(term, CoupledTermConfig):
+    if not isinstance(term, CoupledTermConfig) or not _counts(term) or stage.teacher is None:
         return
     what = f"{term.type} compares the examples of a batch with one another"
     if stage.train.accumulate > 1:

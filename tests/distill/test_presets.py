@@ -1,0 +1,139 @@
+"""Published recipes on inputs so small that their losses can be worked out with a pencil, from the papers' formulas.
+
+Two classes: the student's logits (0, 2·ln 3) are probabilities (1/10, 9/10), and (1/4, 3/4) at T = 2; the teacher's are
+(1/2, 1/2). So T²·KL is 4 · ½·ln(4/3) at T = 2 and ln(5/3) at T = 1; the label is class 0, its cross-entropy ln 10.
+"""
+
+from __future__ import annotations
+
+from math import e, log, sqrt
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill.config.defaults import expand_loss
+from jaxdistill.config.loss_schema import PresetConfig
+from jaxdistill.distill import make_objective
+
+KL, KL_AT_1, CE = 2 * log(4 / 3), log(5 / 3), log(10)
+STUDENT, TEACHER = [0.0, 2 * log(3)], [0.0, 0.0]
+DEPTHS = (3, 6)
+# One text of two tokens and one of padding, whose states no loss may see.
+PADDING = [np.nan, np.nan]
+BATCH = {
+    "labels": jnp.asarray([0], jnp.int32),
+    "example_id": jnp.asarray([0], jnp.int32),
+    "attention_mask": jnp.asarray([[1, 1, 0]], jnp.int32),
+}
+
+
+def loss(preset, student=None, teacher=None, batch=BATCH, logits=((STUDENT,), (TEACHER,)), **keys):
+    """Loss of the preset; student and teacher: further signals by name, {layer as the model counts: values}."""
+    objective = make_objective(
+        expand_loss(PresetConfig(preset, **keys), has_teacher=True), [1.0], depths=DEPTHS, fused="off"
+    )
+    signals = []
+    for request, of_layers, own in (
+        (objective.student_outputs, student or {}, logits[0]),
+        (objective.outputs_of(0), teacher or {}, logits[1]),
+    ):
+        layers = {name: sorted(values) for name, values in of_layers.items()}
+        assert {name: list(wanted) for name, wanted in request.items() if wanted is not None} == layers
+        arrays = {
+            name: jnp.asarray([values[k] for k in layers[name]], jnp.float32) for name, values in of_layers.items()
+        }
+        signals.append(arrays | {"logits": jnp.asarray(own, jnp.float32)})
+    return float(objective(signals[0], signals[1:], batch, counts=objective.counts(batch))[0])
+
+
+@pytest.mark.parametrize(
+    ("preset", "keys", "expected"),
+    [
+        ("hinton", {}, 0.7 * KL + 0.3 * CE),
+        ("hinton", {"temperature": 1.0, "alpha": 0.25}, 0.25 * KL_AT_1 + 0.75 * CE),
+        ("txtai", {}, KL_AT_1),
+        ("txtai", {"alpha": 0.5}, 0.5 * KL_AT_1 + 0.5 * CE),
+    ],
+)
+def test_logits_and_labels(preset, keys, expected):
+    np.testing.assert_allclose(loss(preset, **keys), expected, rtol=1e-6)
+
+
+def test_llama_counts_tokens_that_have_a_label():
+    batch = {
+        "labels": jnp.asarray([[0, -100]], jnp.int32),
+        "example_id": jnp.asarray([0], jnp.int32),
+        "segment_ids": jnp.asarray([[1, 1]], jnp.int32),
+    }
+    logits = ([[STUDENT, [5.0, -5.0]]], [[TEACHER, [7.0, 3.0]]])
+    np.testing.assert_allclose(loss("llama", batch=batch, logits=logits), 0.7 * KL + 0.3 * CE, rtol=1e-6)
+
+
+def test_distilbert():
+    """The directions of the first token's states are at a right angle: 1; of the second's, (3, 4) and (4, 3): 1/25."""
+    student = {"hidden_states": {3: [[[1, 0], [3, 4], PADDING]]}}
+    teacher = {"hidden_states": {6: [[[0, 2], [8, 6], PADDING]]}}
+    expected = 5 * KL + 2 * CE + (1 + 1 / 25) / 2
+    np.testing.assert_allclose(loss("distilbert", student, teacher), expected, rtol=1e-6)
+
+
+def test_pkd():
+    """First tokens: (3, 4)/5 and (4, 3)/5 are 0.08 apart, squared, (1, 0) and (0, 1) 2; the last layer is left out."""
+    rest = [[9, 9], PADDING]
+    student = {"hidden_states": {1: [[[3, 4], *rest]], 2: [[[1, 0], *rest]]}}
+    teacher = {"hidden_states": {2: [[[8, 6], *rest]], 4: [[[0, 2], *rest]]}}
+    kept = {"temperature": 2.0, "alpha": 0.5, "beta": 10.0}
+    expected = 0.5 * KL + 0.5 * CE + 10 * (0.08 + 2) / 2
+    np.testing.assert_allclose(loss("pkd", student, teacher, **kept), expected, rtol=1e-6)
+    last = {"hidden_states": {4: teacher["hidden_states"][2], 5: teacher["hidden_states"][4]}}
+    np.testing.assert_allclose(loss("pkd", student, last, layers="last", **kept), expected, rtol=1e-6)
+
+
+def test_pkds_own_numbers():
+    terms = expand_loss(PresetConfig("pkd"), has_teacher=True)
+    assert [(term.type, term.weight) for term in terms] == [
+        ("forward_kl", 0.7),
+        ("cross_entropy", 0.3),
+        ("patient", 500.0),
+    ]
+    assert terms[0].temperature == 10  # pyright: ignore[reportAttributeAccessIssue]
+
+
+NAN = float("nan")
+
+
+def scores(first, second):
+    """Of one head: what either token makes of both; padding is neither query nor key."""
+    return [[[[*first, NAN], [*second, NAN], [NAN, NAN, NAN]]]]
+
+
+def vectors(first, second):
+    """Of one head that is one wide."""
+    return [[[[first]], [[second]], [[NAN]]]]
+
+
+def qkv(query, key, value):
+    """[3, B, S, N, H]."""
+    return np.concatenate([vectors(*query), vectors(*key), vectors(*value)]).reshape(3, 1, 3, 1, 1)
+
+
+NOTHING = (0, 0)
+
+
+def test_minilm():
+    """The first token attends (1/4, 3/4) where the teacher's does (1/2, 1/2). Values (0, 1) relate the second token
+    (1, e)/(1+e) to both, the teacher's (0, 0) evenly: KL = ln((1+e)/2) − 1/2. Means are over the two tokens."""
+    student = {"attention_scores": {2: scores((0, log(3)), (5, 5))}, "qkv": {2: qkv((9, 9), (7, -7), (0, 1))}}
+    teacher = {"attention_scores": {5: scores((1, 1), (0, 0))}, "qkv": {5: qkv(NOTHING, NOTHING, NOTHING)}}
+    expected = log(4 / 3) / 2 / 2 + (log((1 + e) / 2) - 0.5) / 2
+    np.testing.assert_allclose(loss("minilm", student, teacher), expected, rtol=1e-6)
+
+
+def test_minilm_v2():
+    """Queries relate the second token as values did above, values (0, √ln 3) relate it (1/4, 3/4); keys agree."""
+    student = {"qkv": {2: qkv((0, 1), (3, 3), (0, sqrt(log(3))))}}
+    teacher = {"qkv": {4: qkv(NOTHING, (-3, -3), NOTHING)}}
+    expected = (log((1 + e) / 2) - 0.5) / 2 + log(4 / 3) / 2 / 2
+    got = loss("minilm_v2", student, teacher, layers=((-1, -2),))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
