@@ -130,7 +130,7 @@ class StageConfig:
     `student` then holds at most the architecture and a warm start, and may be left out.
     fused: for causal_lm, whether loss and gradients are formed from hidden states in chunks of tokens, so that nothing
     of the size tokens × vocabulary exists (`on`), from whole logits (`off`), or whichever is expected to be faster
-    (`auto`: fused unless the logits are small).
+    (`auto`: fused from 256 tokens a micro-batch and device on).
     """
 
     __pydantic_config__ = STRICT

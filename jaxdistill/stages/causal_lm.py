@@ -27,8 +27,8 @@ from jaxdistill.train.job import Job
 from jaxdistill.typing import Batch, Params
 
 _CALIBRATION_ROWS = 4
-_DENSE_BYTES = 2**24
-"""Of the float32 logits of a micro-batch on one device: below it, the passes a fused loss saves do not pay."""
+_FEW_TOKENS = 256
+"""Of a micro-batch on one device: for fewer, whole logits are made faster (up to twice, on a CPU), and are small."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ class CausalLM:
             return config.fused
         shares = batch_devices(self.loading.mesh) * config.train.accumulate
         tokens = config.train.batch_size // shares * survey.max_length
-        return "off" if 4 * tokens * survey.student.config.vocab_size < _DENSE_BYTES else "auto"
+        return "off" if tokens < _FEW_TOKENS else "auto"
 
     def _initial_params(self, survey: TextSurvey) -> Params:
         return self.loading.initial_params(
