@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_the_library_example_runs(material: Path):
 
 
 def test_the_configuration_loads(material: Path, tmp_path: Path):
-    (text,) = blocks("yaml")
+    text, _ = blocks("yaml")
     text = put(text, **{"train.csv": material / "train.csv", "test.csv": material / "test.csv"})
     path = tmp_path / "chain.yaml"
     path.write_text(put(text, **{"./small-bert": material / "model"}), encoding="utf-8")
@@ -104,6 +105,18 @@ def test_the_configuration_loads(material: Path, tmp_path: Path):
         *("teacher", "assistant", "student/seed-0", "student/seed-1", "student/seed-2", "direct")
     ]
     assert yaml.safe_load(text)["name"] == chain.run.name
+
+
+def test_the_configuration_of_language_models_loads(tmp_path: Path):
+    _, text = blocks("yaml")
+    shape = {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008, "vocab_size": 32000}
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama", **shape}), encoding="utf-8")
+    (tmp_path / "books.jsonl").write_text('{"text": "once"}\n', encoding="utf-8")
+    text = put(text, **{"./llama-7b": tmp_path / "llama", "books.jsonl": tmp_path / "books.jsonl"})
+    (tmp_path / "llama.yaml").write_text(text, encoding="utf-8")
+    chain = build_chain(load_run(tmp_path / "llama.yaml", ["parallel.fsdp=8"]))
+    assert [stage.key for stage in chain.stages] == ["student-1", "student-2", "student"]
 
 
 def commands() -> list[list[str]]:
