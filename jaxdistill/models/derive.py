@@ -121,25 +121,26 @@ def derive_config(
             f"{key_heads_multiple_of}; expected a divisor of them"
         )
     shapes = [
-        (shape, decoder_parameters(shape))
+        (shape, layers, count)
         for shape in _shapes(teacher, multiple_of=multiple_of, together=key_heads_multiple_of)
+        for layers, count in _counts(shape, teacher.num_hidden_layers)
     ]
-    smallest, fewest = min(shapes, key=lambda pair: pair[1])
+    smallest, _, fewest = min(shapes, key=lambda candidate: candidate[2])
     if parameters < fewest * (1 - TOLERANCE):
         table = smallest.vocab_size * smallest.hidden_size * (1 if smallest.tie_word_embeddings else 2)
         raise ConfigError(
             f"derive.parameters: {readable(parameters)} is too few for a vocabulary of {smallest.vocab_size} tokens: "
-            f"the smallest shape, {smallest.num_hidden_layers} layer {smallest.hidden_size} wide, has "
-            f"{readable(fewest)}, {readable(table)} of them embeddings; expected {readable(fewest)} to "
-            f"{readable(decoder_parameters(teacher))}"
+            f"the smallest shape, 1 layer {smallest.hidden_size} wide, has {readable(fewest)}, {readable(table)} of "
+            f"them embeddings; expected {readable(fewest)} to {readable(decoder_parameters(teacher))}"
         )
 
-    def order(pair: tuple[LlamaConfig, int]) -> tuple[int, float]:
-        shape, count = pair
+    def order(candidate: tuple[LlamaConfig, int, int]) -> tuple[int, float]:
+        _, layers, count = candidate
         off = abs(count / parameters - 1)
-        return (-shape.num_hidden_layers if off <= TOLERANCE else 0, off)
+        return (-layers if off <= TOLERANCE else 0, off)
 
-    return min(shapes, key=order)[0]
+    shape, layers, _ = min(shapes, key=order)
+    return dataclasses.replace(shape, num_hidden_layers=layers, max_window_layers=_scaled_window(teacher, layers))
 
 
 def _check_smaller(teacher: LlamaConfig, parameters: float) -> None:
@@ -152,7 +153,7 @@ def _check_smaller(teacher: LlamaConfig, parameters: float) -> None:
 
 
 def _shapes(teacher: LlamaConfig, *, multiple_of: int, together: int) -> Iterator[LlamaConfig]:
-    """Every width with the heads and feed-forward that go with it, in every depth."""
+    """Every width with the heads and feed-forward that go with it."""
     width, inner = teacher.hidden_size, teacher.intermediate_size
     while multiple_of > 1 and width < 8 * multiple_of:
         multiple_of //= 2
@@ -160,16 +161,19 @@ def _shapes(teacher: LlamaConfig, *, multiple_of: int, together: int) -> Iterato
     for narrower in sorted({*range(multiple_of, width, multiple_of), width}):
         groups = together * max(1, round(teacher.num_key_value_heads * narrower / width / together))
         fed = multiple_of * max(1, round(inner * narrower / width / multiple_of))
-        for layers in range(1, teacher.num_hidden_layers + 1):
-            yield dataclasses.replace(
-                teacher,
-                hidden_size=narrower,
-                num_hidden_layers=layers,
-                num_attention_heads=groups * shared,
-                num_key_value_heads=groups,
-                intermediate_size=inner if narrower == width else min(fed, inner),
-                max_window_layers=_scaled_window(teacher, layers),
-            )
+        yield dataclasses.replace(
+            teacher,
+            hidden_size=narrower,
+            num_attention_heads=groups * shared,
+            num_key_value_heads=groups,
+            intermediate_size=inner if narrower == width else min(fed, inner),
+        )
+
+
+def _counts(shape: LlamaConfig, deepest: int) -> Iterator[tuple[int, int]]:
+    """(layers, parameters) in every depth."""
+    one, two = (decoder_parameters(dataclasses.replace(shape, num_hidden_layers=layers)) for layers in (1, 2))
+    return ((layers, one + (layers - 1) * (two - one)) for layers in range(1, deepest + 1))
 
 
 def decoder_parameters(config: LlamaConfig) -> int:
