@@ -49,8 +49,10 @@ _AXES: dict[str, LogicalAxes] = {
     "transform.kernel": ("embed", None),
     "decoder_bias": ("vocab",),
 }
-"""By the end of a parameter's path, layers' own leading axis left out. Positions and token types are too small to be worth
-an exchange; what is not here is a vector, and whole: norms, and the biases of what is added to the hidden states."""
+"""By the end of a parameter's path, layers' own leading axis left out.
+
+Positions and token types are too small to be worth an exchange. What is not here is a vector, and whole: norms, and the
+biases of what is added to the hidden states."""
 
 
 def logical_axes(model: Model) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def param_shardings(model: Model, mesh: Mesh, layout: Layout = "same", *, like: 
     Raises:
         ConfigError: the `tensor` devices cannot share the model's heads evenly.
     """
-    check_mesh(model, mesh)
+    check_mesh(model, mesh, layout)
     parts = structure(model)
     tree: dict[str, Any] = {}
     for path, parameter in parts.parameters.items():
@@ -86,8 +88,8 @@ def param_shardings(model: Model, mesh: Mesh, layout: Layout = "same", *, like: 
     return {**tree, parts.stack: {"layers": tuple(layer for _ in like[parts.stack]["layers"])}}
 
 
-def check_mesh(model: Model, mesh: Mesh) -> None:
-    """Raise unless the `tensor` devices can share the model's attention heads.
+def check_mesh(model: Model, mesh: Mesh, layout: Layout = "same") -> None:
+    """Raise unless the `tensor` devices can share the model's attention heads, if in this layout they must.
 
     Key/value heads are shared too where they divide. Where there are fewer of them than devices, every device has all:
     then the devices must be a multiple of them, so that the queries of each read one only.
@@ -95,7 +97,7 @@ def check_mesh(model: Model, mesh: Mesh) -> None:
     Raises:
         ConfigError: names the number of heads, and sizes of `tensor` that work.
     """
-    devices = mesh.shape.get("tensor", 1)
+    devices = mesh.shape.get("tensor", 1) if layout in ("same", "tensor") else 1
     config = model.config
     heads = config.num_attention_heads
     shared = config.num_key_value_heads if isinstance(config, LlamaConfig) else heads

@@ -44,9 +44,9 @@ def affine(x: Array, kernel: Array, bias: Array | None, *, contract: int = 1, dt
     """x [*B, *I] · kernel [*I, *O] + bias [*O] in `dtype`, as one matrix product."""
     if mesh_in_context() is not None:  # axes made one would hide from the compiler which of them devices share
         product = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), axes=contract)
-        return (
-            product if bias is None else product + bias.reshape((1,) * (x.ndim - contract) + bias.shape).astype(dtype)
-        )
+        if bias is not None:
+            product = product + bias.reshape((1,) * (x.ndim - contract) + bias.shape).astype(dtype)
+        return product
     batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
     width = math.prod(kernel.shape[:contract])
     flat = x.reshape(-1, width).astype(dtype) @ kernel.reshape(width, -1).astype(dtype)

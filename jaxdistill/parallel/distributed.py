@@ -48,8 +48,8 @@ def start(
     """Join the other processes of this job, if there are any; nothing on a machine of one's own, or the second time.
 
     To be called before anything uses a JAX device. Slurm, TPU slices, GKE and Open MPI are recognised by their
-    environment; the arguments, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, take their place, all of
-    them or those that are wrong.
+    environment; the arguments, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, come before it: all of
+    them, or those that are wrong.
 
     Args:
       coordinator_address: HOST:PORT of the first process, as every process reaches it.
@@ -83,7 +83,7 @@ def start(
 
 
 def _join(cluster: Cluster, timeout: int) -> None:
-    """`jax.distributed.initialize`, given up after `timeout` seconds: its own time-out ends the process with a C++ trace.
+    """`jax.distributed.initialize`, given up after `timeout` seconds: its own time-out ends the process in C++.
 
     Raises:
       TimeoutError: the others did not come.
@@ -145,10 +145,9 @@ def detect(
     given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": index}
     if absent := [name for name, value in given.items() if value is None]:
         raise ConfigError(f"{' and '.join(absent)}: missing, while the job's other variables are set; set all three")
-    assert address is not None and count is not None and index is not None
-    if not 0 <= index < count:
+    if not 0 <= index < count:  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
         raise ConfigError(f"JAX_PROCESS_ID: {index} of JAX_NUM_PROCESSES = {count}; expected 0 to {count - 1}")
-    if ":" not in address:
+    if ":" not in address:  # pyright: ignore[reportOperatorIssue]
         raise ConfigError(f"JAX_COORDINATOR_ADDRESS: {address!r}; expected HOST:PORT of the first process")
     return Cluster("given", address, count, index, _devices_of_node(environ))
 
@@ -167,7 +166,7 @@ def _launched(environ: Mapping[str, str]) -> Cluster | None:
     hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
     if "," in (hosts or "") or (_number(environ, "MEGASCALE_NUM_SLICES") or 1) > 1:
         return Cluster("TPU")
-    # JAX sets the one on a TPU's machine and the other elsewhere; who else works on the slice, the metadata server tells
+    # JAX sets the first on a TPU's machine, the second elsewhere; who else is on the slice, the metadata server tells
     if "TPU_ML_PLATFORM" in environ and "TPU_SKIP_MDS_QUERY" not in environ and hosts is None:
         return Cluster("TPU")
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ and hosts is None:

@@ -60,7 +60,8 @@ def partition_spec(
         over: tuple[str, ...] = () if name is None else RULES[name]
         shared = tuple(axis for axis in over if axis in _LAYOUTS[layout] and mesh.shape.get(axis, 1) > 1)
         devices = math.prod(mesh.shape[axis] for axis in shared)
-        parts.append(shared if shared and size % devices == 0 else None)
+        divided = shared and size % devices == 0
+        parts.append(None if not divided else shared[0] if len(shared) == 1 else shared)
     while parts and parts[-1] is None:
         parts.pop()
     return PartitionSpec(*parts)

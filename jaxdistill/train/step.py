@@ -201,7 +201,7 @@ class TrainStep:
             )
         else:
             for model in filter(None, map(_model_of, program.teachers)):
-                check_mesh(model, mesh)
+                check_mesh(model, mesh, teacher_layout)
             self._state_shardings = state_shardings(program.student, program.optimizer, mesh)
             self._compiled = jax.jit(
                 self._traced(self._split_sharded, lambda tree: tree, mesh if mesh.size > 1 else None),
@@ -232,10 +232,10 @@ class TrainStep:
         Raises:
           ConfigError: it cannot be divided evenly between devices and micro-batches.
         """
-        rows = int(np.shape(batch["input_ids"])[0])
         if self.strategy == "pmap":
             if np.ndim(batch["input_ids"]) == 3:
                 return batch
+            rows = int(np.shape(batch["input_ids"])[0])
             check_divisible(rows, self.mesh, accumulate=self._program.accumulate)
             devices = self.mesh.shape[_AXIS]
             return jax.device_put(jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch), self._stacked)
