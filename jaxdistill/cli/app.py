@@ -234,53 +234,24 @@ def predict(
     text and its continuation, a TAB between; every token costs a forward pass over a window of fixed length, which
     is to look at a model, not to serve it. A blank line stays blank.
     """
-    from jaxdistill.cli.options import refuse_options
-    from jaxdistill.cli.prediction import (
-        argument_lines,
-        continue_lines,
-        format_continuation,
-        format_line,
-        predict_lines,
-        stdin_lines,
-    )
-    from jaxdistill.inference import Classifier, LanguageModel, is_language_model
-    from jaxdistill.run_directory import resolve_model
+    from jaxdistill.cli.prediction import Options, answers
 
-    lines = argument_lines(texts) if texts else stdin_lines(sys.stdin.buffer)
-    origin = {"source": "arguments", "unit": "text"} if texts else {"source": "stdin", "unit": "line"}
-    answered_singly = not texts and sys.stdin.isatty()
-    source = resolve_model(model)
-    if is_language_model(source, revision=revision):
-        refuse_options({"--pair": pair, "--all": every, "--truncate": truncate}, f"{model} is a language model")
-        language_model = LanguageModel(
-            source, revision=revision, batch_size=batch_size or LanguageModel.BATCH_SIZE, max_length=max_length
-        )
-        continued = continue_lines(
-            language_model,
-            lines,
-            **origin,
-            at_once=1 if answered_singly else language_model.batch_size,
-            max_new_tokens=max_new_tokens or 64,
-            temperature=temperature or 0.0,
-            seed=seed or 0,
-        )
-        answers = (format_continuation(text, found, as_json=as_json) for text, found in continued)
-    else:
-        generating = {"--max-new-tokens": max_new_tokens, "--temperature": temperature, "--seed": seed}
-        refuse_options(generating, f"{model} is a classifier")
-        classifier = Classifier(
-            source,
-            revision=revision,
-            batch_size=batch_size or Classifier.BATCH_SIZE,
-            max_length=max_length,
-            truncate=truncate,
-        )
-        at_once = 1 if answered_singly else 16 * classifier.batch_size
-        predicted = predict_lines(classifier, lines, **origin, pair=pair, at_once=at_once)
-        answers = (format_line(text, found, as_json=as_json, every=every) for text, found in predicted)
-    for answer in answers:
-        print(answer, flush=answered_singly)
-    sys.stdout.flush()
+    options = Options(
+        model,
+        texts=tuple(texts or ()),
+        pair=pair,
+        every=every,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        revision=revision,
+        batch_size=batch_size,
+        max_length=max_length,
+        truncate=truncate,
+        as_json=as_json,
+    )
+    for answer in answers(options, sys.stdin):
+        print(answer, flush=True)
 
 
 @app.command(epilog=_examples("jaxdistill export runs/quickstart my-student --stage student --seed 1"))

@@ -169,8 +169,8 @@ def _data_config(options: Options, directory: str, task: str) -> DataConfig:
         chosen = load_run(options.config).data if options.config is not None else _run_data(Path(directory))
         if chosen.task != task:
             raise DataError(
-                f"{options.config or options.model}: its data is for {chosen.task}, and {options.model} does {task}; give --data FILE "
-                "or another --config"
+                f"{options.config or options.model}: its data is for {chosen.task}, and {options.model} does {task}; "
+                "give --data FILE or another --config"
             )
     return replace(chosen, on_bad_row="skip") if options.skip_bad_rows else chosen
 

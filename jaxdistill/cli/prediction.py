@@ -5,17 +5,109 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, TypeVar
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TextIO, TypeVar
 
+from jaxdistill.cli.options import refuse_options
 from jaxdistill.data.readers import is_unicode
 from jaxdistill.errors import DataError
-from jaxdistill.inference import Classifier, Continuation, LanguageModel, Prediction, unlabelled_rows
+from jaxdistill.inference import (
+    Classifier,
+    Continuation,
+    LanguageModel,
+    Prediction,
+    is_language_model,
+    unlabelled_rows,
+)
+from jaxdistill.run_directory import resolve_model
 
 Line = tuple[int, str]
+_NEW_TOKENS = 64
 _Answer = TypeVar("_Answer")
 
 _LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
 """What JSON leaves as it is and many readers of lines take for the end of one."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for, under the names of its options (`every`: --all)."""
+
+    model: str
+    texts: tuple[str, ...] = ()
+    pair: bool = False
+    every: bool = False
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    revision: str | None = None
+    batch_size: int | None = None
+    max_length: int | None = None
+    truncate: bool = False
+    as_json: bool = False
+
+
+def answers(options: Options, stdin: TextIO) -> Iterator[str]:
+    """A line of output for each text, or each line of `stdin` if there are none.
+
+    Raises:
+      UserError: an option that means nothing for this model, or anything wrong with it or the texts.
+      ExternalError: an outside resource failed.
+    """
+    source = resolve_model(options.model)
+    lines = argument_lines(options.texts) if options.texts else stdin_lines(stdin.buffer)
+    origin = ("arguments", "text") if options.texts else ("stdin", "line")
+    singly = not options.texts and stdin.isatty()
+    if is_language_model(source, revision=options.revision):
+        labelling = {"--pair": options.pair, "--all": options.every, "--truncate": options.truncate}
+        refuse_options(labelling, f"{options.model} is a language model")
+        return _continued(options, source, lines, origin, singly=singly)
+    generating = {
+        "--max-new-tokens": options.max_new_tokens,
+        "--temperature": options.temperature,
+        "--seed": options.seed,
+    }
+    refuse_options(generating, f"{options.model} is a classifier")
+    return _labelled(options, source, lines, origin, singly=singly)
+
+
+def _labelled(
+    options: Options, source: str, lines: Iterable[Line], origin: tuple[str, str], *, singly: bool
+) -> Iterator[str]:
+    classifier = Classifier(
+        source,
+        revision=options.revision,
+        batch_size=options.batch_size or Classifier.BATCH_SIZE,
+        max_length=options.max_length,
+        truncate=options.truncate,
+    )
+    at_once = 1 if singly else 16 * classifier.batch_size
+    found = predict_lines(classifier, lines, source=origin[0], unit=origin[1], pair=options.pair, at_once=at_once)
+    for text, prediction in found:
+        yield format_line(text, prediction, as_json=options.as_json, every=options.every)
+
+
+def _continued(
+    options: Options, source: str, lines: Iterable[Line], origin: tuple[str, str], *, singly: bool
+) -> Iterator[str]:
+    model = LanguageModel(
+        source,
+        revision=options.revision,
+        batch_size=options.batch_size or LanguageModel.BATCH_SIZE,
+        max_length=options.max_length,
+    )
+    found = continue_lines(
+        model,
+        lines,
+        source=origin[0],
+        unit=origin[1],
+        at_once=1 if singly else model.batch_size,
+        max_new_tokens=options.max_new_tokens or _NEW_TOKENS,
+        temperature=options.temperature or 0.0,
+        seed=options.seed or 0,
+    )
+    for text, continuation in found:
+        yield format_continuation(text, continuation, as_json=options.as_json)
 
 
 def argument_lines(texts: Sequence[str]) -> Iterator[Line]:

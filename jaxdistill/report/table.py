@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jaxdistill.report.columns import Estimate, Measures, measures_of
+from jaxdistill.report.columns import LANGUAGE_MODELS, Estimate, Measures, measures_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,10 @@ class Row:
     @property
     def source(self) -> str:
         """Whom the stage learns from, as people read it."""
-        return "given" if self.given else " + ".join(map(short_name, self.teachers)) or "labels"
+        if self.given:
+            return "given"
+        alone = "text" if measures_of_rows([self]) is LANGUAGE_MODELS else "labels"
+        return " + ".join(map(short_name, self.teachers)) or alone
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[Row]:

@@ -33,6 +33,7 @@ def test_the_terminal_shows_perplexity_accuracy_retention_agreement_and_kl():
     models, validation = text[: text.index("Validation")], text[text.index("Validation") : text.index("Test (")]
     assert row_of(models, "stage")[-3:] == ["steps", "tokens/s", "seconds"]
     assert row_of(models, "assistant")[-3:] == ["300", "73", "4,200"]
+    assert row_of(models, "scratch")[1] == "text"
     assert row_of(validation, "stage")[2:] == ["perplexity", "accuracy", "retention", "agreement", "KL"]
     assert row_of(validation, "assistant")[2:] == ["37.00", "0.3323", "50.0%", "0.5500", "0.9029"]
     assert row_of(validation, "org/large")[2:] == ["18.50", "0.4113"]
