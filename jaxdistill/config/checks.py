@@ -140,6 +140,13 @@ def _task_problems(run: Run) -> Iterator[Problem]:
     if task == "causal_lm" and len(run.data.columns) == 2 and not isinstance(run.data.text, PromptConfig):
         message = "got two columns; expected one, or {prompt: COLUMN, completion: COLUMN}"
         yield Problem(("data", "text"), message)
+    if task == "causal_lm":
+        message = "got 'memory', which holds a classifier's logits; data.task is causal_lm, remove it"
+        if run.teacher_cache == "memory":
+            yield Problem(("teacher_cache",), message)
+        for index, stage in enumerate(run.stages):
+            if stage.teacher_cache == "memory":
+                yield Problem(("stages", index, "teacher_cache"), message)
     for index, stage in enumerate(run.stages):
         if "task" in (stage.data or {}) and stage_data(run, stage).task != task:
             yield Problem(("stages", index, "data", "task"), f"all stages of a run have one task, data.task: {task}")

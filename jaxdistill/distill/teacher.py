@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import unstack_layers
+from jaxdistill.models.outputs import Outputs
 from jaxdistill.typing import Batch, Params, Signals
 
 _UNSTACK_ON_CPU = 12
@@ -23,7 +24,7 @@ class Teacher(Protocol):
         """The parameters as `signals` reads them fastest; called once, outside the step."""
         ...
 
-    def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
+    def signals(self, params: Params, batch: Batch, outputs: Outputs) -> Signals:
         """The named signals for `batch`, under stop_gradient and without dropout."""
         ...
 
@@ -53,12 +54,12 @@ class OnlineTeacher:
         stacked = isinstance(layers, Mapping) and jax.tree.leaves(layers)[0].shape[0] <= _UNSTACK_ON_CPU
         return unstack_layers(params) if stacked and jax.default_backend() == "cpu" else params
 
-    def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
+    def signals(self, params: Params, batch: Batch, outputs: Outputs) -> Signals:
         """One forward pass without dropout; only what is asked for is computed."""
         # stopping the parameters as well keeps the whole forward pass out of the linearisation
         frozen = jax.lax.stop_gradient(params)
         return jax.lax.stop_gradient(
-            dict(self.model.apply(frozen, tokenizer_view(batch, self.tokenizer_index), tuple(outputs)))
+            dict(self.model.apply(frozen, tokenizer_view(batch, self.tokenizer_index), outputs))
         )
 
 
@@ -73,7 +74,7 @@ class CachedTeacher:
         """As they are."""
         return params
 
-    def signals(self, params: Params, batch: Batch, outputs: Sequence[str]) -> Signals:
+    def signals(self, params: Params, batch: Batch, outputs: Outputs) -> Signals:
         """Rows of the cache for the batch's examples (filler rows get the first row, which no term counts).
 
         Raises:

@@ -20,7 +20,7 @@ from jaxdistill.distill.warm_start import check_warm_start
 from jaxdistill.errors import CheckpointError, ConfigError, ModelError
 from jaxdistill.parallel import batch_devices, host_share, place, whole_batches
 from jaxdistill.stages.inputs import SPLITS
-from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
+from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.evaluate_text import evaluate_text
 from jaxdistill.train.job import Job
@@ -247,7 +247,7 @@ class CausalLM:
         teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
         measure = self._measure(survey, survey.student, teachers)
         train, validation = survey.splits["train"], survey.splits["validation"]
-        batch_size = stage.config.train.batch_size
+        batch_size, steps = stage.config.train.batch_size, self._steps(survey)
         return Job(
             title=stage.key,
             directory=stage.directory,
@@ -262,9 +262,11 @@ class CausalLM:
                 tuple(teacher.weight for teacher in stage.teachers),
                 fused=self._fused(survey),
                 vocab_size=survey.vocab_size,
+                depths=depths(survey.student, teachers),
+                total_steps=steps,
             ),
             feed=TextFeed(train, host_share(self.loading.mesh)),
-            total_steps=self._steps(survey),
+            total_steps=steps,
             steps_per_epoch=None if stage.config.train.epochs is None else -(-train.rows_per_epoch() // batch_size),
             validate=lambda params, teacher_params: measure("validation", params, teacher_params),
             parallel=run.parallel,

@@ -21,7 +21,7 @@ from jaxdistill.distill.warm_start import check_warm_start
 from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.parallel import host_share, make_mesh, replicate, whole_batches
 from jaxdistill.stages.inputs import SPLITS, LabelledRows, check_labels
-from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
+from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.evaluate import evaluate_logits
@@ -305,7 +305,12 @@ class Classification:
             initial_params=lambda: self._initial_params(survey),
             teachers=tuple(teachers),
             teacher_params=tuple(teacher_params),
-            objective=make_objective(stage.terms, tuple(teacher.weight for teacher in stage.teachers)),
+            objective=make_objective(
+                stage.terms,
+                tuple(teacher.weight for teacher in stage.teachers),
+                depths=depths(survey.student, loaded),
+                total_steps=steps,
+            ),
             feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths, host_share(mesh)),
             total_steps=steps,
             steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ class LoadedTeacher:
     model: models.Model
     params: Params
     identity: str
+
+
+def depths(student: models.Model, teachers: Sequence[Any]) -> tuple[int, ...]:
+    """Layers of the student, then of each teacher (anything with a `model`)."""
+    return tuple(model.config.num_hidden_layers for model in (student, *(teacher.model for teacher in teachers)))
 
 
 class Loading:

@@ -123,7 +123,7 @@ class _Program:
             ]
             # the same key for every part: the model tells examples apart by their example_id
             learned = self.student.apply(params, part, self.objective.student_outputs, key)
-            return self.objective(learned, taught, part, counts=counts, mesh=mesh)
+            return self.objective(learned, taught, part, counts=counts, mesh=mesh, step=state.step)
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:
