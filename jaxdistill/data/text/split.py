@@ -145,6 +145,36 @@ class TextSplit:
             )
         return self._count_rows(seed=seed)
 
+    def check_steps(self, *, batch_size: int, seed: int, steps: int, process_count: int | None = None) -> None:
+        """Whether there is enough for a run, as far as can be known before it; arguments as of `train_iterator`.
+
+        Without `repeat`, the last batch may hold filler rows, and so may the last ones of a process whose documents
+        are used up before those of another; all documents are tokenised the first time.
+
+        Raises:
+          DataError: there is not.
+        """
+        _, count = _processes(0, process_count)
+        if batch_size % count:
+            raise DataError(f"{self.source}: batch size {batch_size} is not a multiple of the {count} processes")
+        documents = self._documents
+        if not isinstance(documents, StoredDocuments):
+            return
+        if len(documents) < count:
+            raise DataError(
+                f"{self.source}: {len(documents)} documents cannot be divided among {count} processes; give more "
+                "data, or smaller documents (data.sample_by)"
+            )
+        if self._data.repeat:
+            return
+        rows = max(self._count_rows(seed=seed, index=index, count=count) for index in range(count))
+        available = -(-rows // (batch_size // count))
+        if available < steps:
+            raise DataError(
+                f"{self.source}: the data is enough for {available} steps, but the run has {steps}; set "
+                f"data.repeat=true or train.steps={available}, or give more data"
+            )
+
     def train_iterator(
         self,
         *,
@@ -177,14 +207,12 @@ class TextSplit:
         from jaxdistill.data.text.iterator import TrainIterator
 
         index, count = _processes(process_index, process_count)
-        if batch_size % count:
-            raise DataError(f"{self.source}: batch size {batch_size} is not a multiple of the {count} processes")
+        self.check_steps(batch_size=batch_size, seed=seed, steps=steps, process_count=count)
         data, documents, size = self._data, self._documents, batch_size // count
-        workers, last = data.workers, None
+        workers, filler = data.workers, None
         if isinstance(documents, StoredDocuments):
-            self._check_shards(count)
-            if not data.repeat:
-                last = self._check_steps(size, seed=seed, steps=steps, count=count)
+            if not data.repeat:  # there are enough batches, though perhaps not in this process
+                filler = packing.filler_batch(size, self.sequence_length, self._pad_id)
             tokens = blocks.stored_blocks(
                 documents, self._encoder, seed=seed, repeat=data.repeat, index=index, count=count, workers=workers
             )
@@ -200,7 +228,7 @@ class TextSplit:
             steps=steps,
             layout={"process_index": index, "process_count": count, "workers": workers, "batch_size": batch_size},
             name=self.source,
-            filler=None if last is None else packing.filler_batch(size, self.sequence_length, self._pad_id),
+            filler=filler,
         )
 
     def eval_batches(self, *, batch_size: int) -> EvalBatches:
@@ -243,25 +271,6 @@ class TextSplit:
             order = blocks.document_order(len(counts), seed)[index::count]
             counts = counts[np.asarray([order[place] for place in range(len(order))])]
         return packing.count_rows(counts, packing=self._data.packing, length=self.sequence_length, block=blocks.BLOCK)
-
-    def _check_shards(self, count: int) -> None:
-        documents = len(self._documents) if isinstance(self._documents, StoredDocuments) else count
-        if documents < count:
-            raise DataError(
-                f"{self.source}: {documents} documents cannot be divided among {count} processes; give more data, or "
-                "smaller documents (data.sample_by)"
-            )
-
-    def _check_steps(self, batch_size: int, *, seed: int, steps: int, count: int) -> int:
-        """The steps there are until the last process has used up its documents, which must be enough."""
-        rows = max(self._count_rows(seed=seed, index=index, count=count) for index in range(count))
-        available = -(-rows // batch_size)
-        if available < steps:
-            raise DataError(
-                f"{self.source}: the data is enough for {available} steps, but the run has {steps}; set "
-                f"data.repeat=true or train.steps={available}, or give more data"
-            )
-        return available
 
 
 class EvalBatches:

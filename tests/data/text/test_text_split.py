@@ -137,6 +137,9 @@ def test_too_little_data_is_found_before_training(
     with pytest.raises(DataError, match="enough for") as error:
         split.train_iterator(batch_size=8, seed=0, steps=1000, process_index=0, process_count=count)
     steps = int(str(error.value).split("train.steps=")[1].split(",")[0])
+    split.check_steps(batch_size=8, seed=0, steps=steps, process_count=count)
+    with pytest.raises(DataError, match="enough for"):
+        split.check_steps(batch_size=8, seed=0, steps=steps + 1, process_count=count)
     assert f"enough for {steps} steps, but the run has 1000" in str(error.value)
     parts = [
         list(split.train_iterator(batch_size=8, seed=0, steps=steps, process_index=index, process_count=count))
