@@ -212,7 +212,7 @@ class TextSplit:
         workers, filler = data.workers, None
         if isinstance(documents, StoredDocuments):
             if not data.repeat:  # there are enough batches, though perhaps not in this process
-                filler = packing.filler_batch(size, self.sequence_length, self._pad_id)
+                filler = self.filler_batch(batch_size=size)
             tokens = blocks.stored_blocks(
                 documents, self._encoder, seed=seed, repeat=data.repeat, index=index, count=count, workers=workers
             )
@@ -234,6 +234,12 @@ class TextSplit:
     def eval_batches(self, *, batch_size: int) -> EvalBatches:
         """All documents once and in order, packed, in batches [batch_size, S] that are the same in every process."""
         return EvalBatches(self, batch_size)
+
+    def filler_batch(self, *, batch_size: int) -> dict[str, np.ndarray]:
+        """A batch of filler rows alone: the shapes and dtypes that all batches have; nothing is read."""
+        from jaxdistill.data.text import packing
+
+        return packing.filler_batch(batch_size, self.sequence_length, self._pad_id)
 
     def _eval_iterator(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         from jaxdistill.data.text import blocks, packing

@@ -118,3 +118,8 @@ def test_padding_is_the_tokenizers_own(tmp_path: Path, cache: Path, ends: Tokeni
     (batch,) = split.eval_batches(batch_size=2)
     assert rows_of([batch]) == [row_of([([9, 1], [1, NO_LABEL])], 4)]
     assert batch["example_id"].tolist() == [0, -1]
+    filler = split.filler_batch(batch_size=2)
+    assert rows_of([filler]) == []
+    assert {name: (array.shape, array.dtype) for name, array in filler.items()} == {
+        name: (array.shape, array.dtype) for name, array in batch.items()
+    }
