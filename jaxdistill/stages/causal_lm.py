@@ -165,6 +165,9 @@ class CausalLM:
                     f"data.max_length: {stage.data.max_length} tokens, but {what} has {positions} positions; set "
                     f"data.max_length={positions} or less"
                 )
+        length = stage.data.max_length or min(models.positions(each) for _, each in checked)
+        same_tokens = (0,) * len(teacher_configs)  # compared above
+        self.loading.check_terms(stage, config, teacher_configs, tokenizer_indices=same_tokens, max_length=length)
         student = stage.config.student
         if student.warm_start is not None and stage.warm_start_teacher is not None:
             try:

@@ -170,6 +170,8 @@ class Classification:
                     f"{where}.student: its classifier has {classes} classes, the data has {len(labelled.names)} "
                     f"({', '.join(labelled.names[:8])}); give a checkpoint without a classifier, or of these classes"
                 )
+        length = stage.data.max_length or min(models.positions(each) for _, each, _ in checked)
+        self.loading.check_terms(stage, config, teacher_configs, tokenizer_indices=indices, max_length=length)
         for what, model_config, tokenizer in checked:
             data.check_vocabulary(tokenizer, model_config.vocab_size, model=what)
             positions = models.positions(model_config)

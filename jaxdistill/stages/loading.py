@@ -13,6 +13,8 @@ from rich.console import Console
 
 from jaxdistill import data, models
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
+from jaxdistill.distill.layer_maps import describe_layers
+from jaxdistill.distill.term_checks import check_terms
 from jaxdistill.distill.warm_start import warm_start
 from jaxdistill.errors import ConfigError
 from jaxdistill.models.axes import check_mesh, param_shardings
@@ -122,6 +124,20 @@ class Loading:
         except ConfigError as error:
             raise ConfigError(f"stages.{stage.name}: {error}") from error
         return model, models.parameter_count(models.parameter_shapes(model))
+
+    def check_terms(
+        self,
+        stage: ChainStage,
+        student: Any,
+        teachers: Sequence[Any],
+        *,
+        tokenizer_indices: Sequence[int],
+        max_length: int,
+    ) -> None:
+        """What the terms of a stage need of its models; which layers they compare is said."""
+        check_terms(stage, student, teachers, tokenizer_indices=tokenizer_indices, max_length=max_length)
+        for line in describe_layers(stage.terms, [config.num_hidden_layers for config in (student, *teachers)]):
+            self.console.print(f"{stage.key}: {line}", highlight=False)
 
     def load_stage(self, reference: ResolvedTeacher) -> LoadedTeacher:
         """The student that a finished stage hands on."""

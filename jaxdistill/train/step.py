@@ -77,6 +77,11 @@ def make_train_step(
     if objective.teacher_outputs and not teachers:
         raise ConfigError(f"the loss reads {', '.join(objective.teacher_outputs)} of a teacher, but none was given")
     mesh = mesh if mesh is not None else make_mesh(devices=jax.devices()[:1])
+    if objective.coupled and (accumulate > 1 or (strategy == "pmap" and mesh.size > 1)):
+        raise ConfigError(
+            "the loss compares the examples of a batch with one another, and micro-batches or pmap's devices would see "
+            "only a part of them; use accumulate: 1 and strategy: jit"
+        )
     program = _Program(student, tuple(teachers), objective, guarded(optimizer), accumulate)
     return TrainStep(program, mesh, strategy=strategy, donate=donate, teacher_layout=teacher_layout)
 
@@ -115,11 +120,10 @@ class _Program:
         key = jax.random.fold_in(state.key, state.step)
 
         def loss_of(params: Params, part: Batch) -> tuple[Scalar, Metrics]:
-            wanted = self.objective.teacher_outputs
             taught = [
-                teacher.signals(frozen, part, wanted)
-                for teacher, frozen in zip(self.teachers, teacher_params, strict=True)
-                if wanted
+                teacher.signals(frozen, part, self.objective.outputs_of(index))
+                for index, (teacher, frozen) in enumerate(zip(self.teachers, teacher_params, strict=True))
+                if self.objective.teacher_outputs
             ]
             # the same key for every part: the model tells examples apart by their example_id
             learned = self.student.apply(params, part, self.objective.student_outputs, key)
