@@ -72,6 +72,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--remat", default="none", help="train.remat of our student: none, full, dots or names")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each turn")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--variants", default=",".join(VARIANTS))
@@ -85,7 +86,7 @@ def _parse() -> argparse.Namespace:
 
 def _spawn(arguments: argparse.Namespace, variant: str, blocks: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--variant", variant, "--blocks", str(blocks)]
-    for name in ("teacher", "text", "layers", "hidden", "intermediate", "heads", "kv_heads", "warm_up"):
+    for name in ("teacher", "text", "layers", "hidden", "intermediate", "heads", "kv_heads", "warm_up", "remat"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     environment = {
         **os.environ,
@@ -183,7 +184,7 @@ def _shape(arguments: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
 
 def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
     """The package's own step: teacher, student and update in one program, its loss fused or from whole logits."""
-    from jaxdistill.host_memory import keep_freed_memory
+    from jaxdistill.host_memory import keep_freed_memory, release_freed_memory
 
     keep_freed_memory()  # as `jaxdistill run` does
     import jax
@@ -197,7 +198,9 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
     meter = _Meter()
     teacher, teacher_params = models.from_pretrained(arguments.teacher, task="causal_lm")
     shape = _shape(arguments, teacher.config.vocab_size)
-    student = models.build(models.config_from_hf({"model_type": "llama", **shape}), task="causal_lm")
+    student = models.build(
+        models.config_from_hf({"model_type": "llama", **shape}), task="causal_lm", remat=arguments.remat
+    )
     train = TrainConfig(
         steps=10**6,
         batch_size=arguments.batch_size,
@@ -223,8 +226,14 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
     taught = step.put_params((teacher_params,))
     del teacher_params
 
+    compiled = False
+
     def advance(block: np.ndarray) -> float:
-        nonlocal state
+        nonlocal state, compiled
+        if not compiled:
+            step.lower(state, taught, step.put_batch(_batch(block))).compile()
+            release_freed_memory()  # what loading and compiling took
+            compiled = True
         state, metrics = step(state, taught, _batch(block))
         total, count = jax.device_get(metrics["loss"])
         return total / count
