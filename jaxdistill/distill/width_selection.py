@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jaxdistill.errors import ModelError
 from jaxdistill.models import DecoderSlice, Importance, LlamaConfig, Model, decoder_importance, slice_decoder
+from jaxdistill.parallel import replicated
 from jaxdistill.typing import Batch, Params
 
 FEW = 8
@@ -37,7 +39,7 @@ def select_width(
 
     Args:
         teacher_model: the decoder to slice.
-        teacher_params: its parameters, layers stacked.
+        teacher_params: its parameters, layers stacked, on one device or spread over a mesh.
         student_config: its widths count, and its number of layers is that of `layers`.
         batches: text as the teacher reads it; the first `FEW` are looked at.
         layers: the teacher's layers (0-based) that are kept, in order.
@@ -51,12 +53,21 @@ def select_width(
     check_slice(student_config, teacher_model.config)
     measured = (decoder_importance(teacher_model, teacher_params, batch) for batch in itertools.islice(batches, FEW))
     total = next(measured, None)
-    for importance in measured:
-        total = total + importance
-    if total is None or not float(total.tokens):
+    for more in measured:
+        total = total + more
+    importance = None if total is None else _on_host(total)
+    if importance is None or not importance.tokens:
         raise ModelError("warm_start.width: no text to measure importance on; the training data gave no batch")
-    part = most_important(jax.device_get(total), student_config, teacher_model.config, layers)
+    part = most_important(importance, student_config, teacher_model.config, layers)
     return jax.jit(lambda params: slice_decoder(params, part))(teacher_params)
+
+
+def _on_host(importance: Importance) -> Importance:
+    """The numbers, whole in every process: what is spread over the devices of several cannot be fetched."""
+    sharding = importance.tokens.sharding
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        importance = jax.jit(lambda tree: tree, out_shardings=replicated(sharding.mesh))(importance)
+    return jax.device_get(importance)
 
 
 def check_slice(own: LlamaConfig, theirs: LlamaConfig) -> None:

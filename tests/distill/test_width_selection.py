@@ -12,9 +12,12 @@ import pytest
 
 from jaxdistill import models
 from jaxdistill.config.model_schema import WarmStartConfig
+from jaxdistill.config.schema import ParallelConfig
 from jaxdistill.distill.warm_start import check_warm_start, warm_start
 from jaxdistill.distill.width_selection import FEW, most_important, select_width
 from jaxdistill.errors import ModelError
+from jaxdistill.models.axes import param_shardings
+from jaxdistill.parallel import make_mesh
 
 WIDE = {
     "vocab_size": 40,
@@ -222,6 +225,19 @@ def test_layers_are_chosen_as_well():
     seen = (batch()["segment_ids"] > 0)[..., None]
     mine, theirs = signals(shallow, part, "logits")["logits"], signals(whole, cut, "logits")["logits"]
     np.testing.assert_allclose(np.where(seen, mine, 0), np.where(seen, theirs, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_spread_over_a_mesh_in_bfloat16():
+    teacher, params, student = hidden_in_a_wider_one("llama")
+    whole = select_width(teacher, params, student.config, [batch(1)], layers=range(3))
+    mesh = make_mesh(ParallelConfig(data=2, fsdp=2, tensor=2))
+    spread = jax.device_put(params, param_shardings(teacher, mesh))
+    close(select_width(teacher, spread, student.config, [batch(1)], layers=range(3)), whole, rtol=1e-4)
+    half = models.build(teacher.config, task="causal_lm", dtype="bfloat16")
+    kept = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
+    part = select_width(half, kept, student.config, [batch(1)], layers=range(3))
+    close(part, whole, rtol=0.05, atol=0.02)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(part)} == {"float32"}
 
 
 def test_a_few_batches_of_an_endless_text_are_read():
