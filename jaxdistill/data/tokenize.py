@@ -57,6 +57,20 @@ class Tokenizer:
         """Writes the tokenizer's files as `transformers` loads them."""
         self._wrapped.save_pretrained(str(directory))
 
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the token that ends a text; None if there is none."""
+        return self._wrapped.eos_token_id
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that begins a text; None if there is none."""
+        return self._wrapped.bos_token_id
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self._wrapped.decode(list(ids), skip_special_tokens=True)
+
     def tokens(self) -> dict[int, str]:
         """Every token by its id."""
         return {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}

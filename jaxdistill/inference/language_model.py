@@ -163,7 +163,7 @@ class LanguageModel:
         return Continuation(written, added, bool(added) and added[-1] in self.end_ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer._wrapped.decode(list(ids), skip_special_tokens=True)
+        return self.tokenizer.decode(ids)
 
 
 def evaluate_on_text(

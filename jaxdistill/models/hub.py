@@ -10,6 +10,7 @@ from jaxdistill.errors import ExternalError, ModelError
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FILES = (
     "config.json",
+    "generation_config.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",

@@ -94,6 +94,11 @@ class _Parts:
         """Of every part."""
         return [part.get_state() for part in self._parts]
 
+    def close(self) -> None:
+        """End the threads and processes that read ahead."""
+        for part in self._parts:
+            part.close()
+
 
 class CausalLM:
     """Surveys, jobs and measurements of a chain of causal language models."""
@@ -122,7 +127,12 @@ class CausalLM:
 
     def read(self, survey: TextSurvey) -> None:
         """Whether the text lasts for the steps asked for."""
-        self._steps(survey)
+        survey.splits["train"].check_steps(
+            batch_size=survey.stage.config.train.batch_size,
+            seed=survey.stage.seed,
+            steps=self._steps(survey),
+            process_count=host_share(self.loading.mesh)[1],
+        )
 
     def _split(
         self, stage: ChainStage, name: Literal["train", "validation", "test"], tokenizer: data.Tokenizer, length: int
@@ -139,9 +149,13 @@ class CausalLM:
         first = next(iter(stage.teachers), stage.warm_start_teacher)
         teacher = self.loading.teacher_config(first) if first else None
         try:
-            return models.student_config(student, vocab_size=None if teacher else tokenizer.max_id + 1, teacher=teacher)
+            if teacher is not None:
+                return models.student_config(student, teacher=teacher)
+            config = models.student_config(student, vocab_size=tokenizer.max_id + 1)
         except (ModelError, ConfigError) as error:
             raise ConfigError(f"stages.{stage.name}.student: {error}") from error
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        return dataclasses.replace(config, **ends)  # pyright: ignore[reportArgumentType]
 
     def _check(
         self,
@@ -189,7 +203,8 @@ class CausalLM:
         if train.steps is not None:
             return train.steps
         assert train.epochs is not None
-        return max(1, math.ceil(train.epochs * split.rows_per_epoch() / train.batch_size))
+        rows = split.rows_per_epoch(seed=survey.stage.seed)
+        return max(1, math.ceil(train.epochs * rows / train.batch_size))
 
     # --- when a stage's turn has come --------------------------------------------------------------------------------
 
@@ -250,7 +265,7 @@ class CausalLM:
         teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
         measure = self._measure(survey, survey.student, teachers)
         train, validation = survey.splits["train"], survey.splits["validation"]
-        batch_size, steps = stage.config.train.batch_size, self._steps(survey)
+        epochs, steps = stage.config.train.epochs, self._steps(survey)
         return Job(
             title=stage.key,
             directory=stage.directory,
@@ -270,7 +285,7 @@ class CausalLM:
             ),
             feed=TextFeed(train, host_share(self.loading.mesh)),
             total_steps=steps,
-            steps_per_epoch=None if stage.config.train.epochs is None else -(-train.rows_per_epoch() // batch_size),
+            steps_per_epoch=None if epochs is None else max(1, round(steps / epochs)),
             validate=lambda params, teacher_params: measure("validation", params, teacher_params),
             parallel=run.parallel,
             precision=run.precision,

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxdistill import losses
 from jaxdistill.distill.teacher import Teacher
 from jaxdistill.distill.terms import IGNORED_LABEL
+from jaxdistill.errors import DataError
 from jaxdistill.parallel import batch_sharding, place, replicated
 from jaxdistill.typing import Array, Batch, Float, Params
 
@@ -116,7 +117,7 @@ def evaluate_text(
       teachers also teacher_perplexity, teacher_loss, kl and agreement.
 
     Raises:
-      ValueError: no token has a label.
+      DataError: no token has a label.
     """
     parts: list[dict[str, Array]] = []
     counted = 0
@@ -135,7 +136,7 @@ def evaluate_text(
             )
         )
     if not counted:
-        raise ValueError("no token to evaluate has a label")
+        raise DataError("no token of the text to evaluate has another after it; give longer documents")
     means = {
         name: math.fsum(float(np.sum(values, dtype=np.float64)) for values in found) / counted
         for name, found in _gathered(parts).items()

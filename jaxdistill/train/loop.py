@@ -132,7 +132,9 @@ class _Loop:
                 resume_step=self.done,
             )
         )
-        self.progress = StageProgress(job.title, self.total, self.done, console)
+        self.progress = StageProgress(
+            job.title, self.total, self.done, console, counts_tokens=job.student.task == "causal_lm"
+        )
 
     def run(self, asked_to_stop: Callable[[], bool]) -> None:
         """All remaining steps. Between two log lines nothing waits for the device."""
@@ -273,6 +275,7 @@ class _Loop:
 
     def close(self) -> None:
         """Flush what is open; a background save in flight is waited for."""
+        self.iterator.close()
         self.checkpoints.close()
         if self.writer is not None:
             self.writer.close()

@@ -41,7 +41,7 @@ class TextEncoder:
         self.version = f"{_VERSION} {tokenizers.__version__} {is_prompted}"
         # The parts of a transformers tokenizer that pickle small and load without transformers.
         self._backend: Any = tokenizer._backend
-        end = tokenizer._wrapped.eos_token_id
+        end = tokenizer.eos_id
         self._prefix, suffix = _special_tokens(self._backend)
         self._end = [] if end is None or end in suffix else [int(end)]
         self._suffix = [*suffix, *self._end]
