@@ -7,6 +7,10 @@
 
 A save is built under the name STEP.saving and renamed to STEP as its last act, so that a kill at any instant leaves
 either the whole step or none. Steps are always listed afresh from the disk.
+
+With several processes, which must all see the directory, every one of them makes every call: each writes and reads its
+own part of the arrays and checks its share of the files; the first one does the rest, and all agree on how it went.
+They save in the foreground, because what they do together must not run beside a compiled step.
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -28,6 +33,8 @@ import jax
 
 from jaxdistill import atomic
 from jaxdistill.errors import CheckpointError, ExternalError
+from jaxdistill.parallel.distributed import is_lead_host
+from jaxdistill.parallel.hosts import on_every_host, on_lead_host
 from jaxdistill.train import checkpoint_arrays as arrays
 from jaxdistill.train import manifest as manifests
 from jaxdistill.train.manifest import DamagedError, Manifest, file_digest
@@ -86,8 +93,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         with atomic.disk_errors(self.directory, doing="write checkpoints in"):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
+            on_lead_host(self._prepare)
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +140,9 @@ class Checkpoints:
             data_state=manifests.encode_data_state(data_state),
             extra=manifests.as_json(extra),
         )
+        if jax.process_count() > 1:
+            self._commit({path: arrays.as_data(leaf) for path, leaf in leaves.items()}, about)
+            return
         copies = {path: arrays.own_copy(leaf) for path, leaf in leaves.items()}
         self._pending = self._thread.submit(self._commit, copies, about)
 
@@ -152,11 +161,11 @@ class Checkpoints:
 
     def exists(self) -> bool:
         """Whether any step was ever committed here, whole or damaged by now: then `restore` must not be skipped."""
-        return bool(_step_directories(self.directory))
+        return on_lead_host(lambda: bool(_step_directories(self.directory)))
 
     def steps(self) -> list[int]:
         """Committed steps with a valid manifest, ascending; a save in flight is not among them."""
-        return list_steps(self.directory)
+        return on_lead_host(lambda: list_steps(self.directory))
 
     def latest(self) -> int | None:
         """The newest of `steps()`."""
@@ -164,6 +173,9 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best `best_value`; of equal ones the earliest. None if no step has one."""
+        return on_lead_host(self._best)
+
+    def _best(self) -> int | None:
         values = {step: manifest.best_value for step, manifest in _manifests(self.directory).items()}
         candidates = [(value, step) for step, value in values.items() if value is not None]
         if self._best_mode is None or not candidates:
@@ -186,19 +198,18 @@ class Checkpoints:
             template's (all differences are listed, before anything is loaded).
         """
         self.wait()
-        candidates = sorted(_step_directories(self.directory), reverse=True) if step is None else [step]
+        found = on_lead_host(lambda: _step_directories(self.directory))
+        candidates = sorted(found, reverse=True) if step is None else [step]
         if not candidates:
             raise CheckpointError(f"{self.directory}: no checkpoint here; train the stage first")
         bad: list[tuple[Path, str]] = []
         for candidate in candidates:
             path = self.directory / str(candidate)
-            try:
-                manifest = manifests.read(path)
-                self._check(path, manifest, template_state)
-                manifests.verify(path, manifest)
-            except DamagedError as error:
-                bad.append((path, str(error)))
+            damage = _damage(path, check=partial(self._check, path, template_state=template_state))
+            if damage is not None:
+                bad.append((path, damage))
                 continue
+            manifest = manifests.read(path)
             leaves = arrays.read(path, arrays.flatten(template_state))
             return Restored(
                 step=candidate,
@@ -208,7 +219,7 @@ class Checkpoints:
                 metrics=manifest.metrics,
                 warnings=tuple(
                     f"damaged checkpoint {why}; going on from step {path.name} instead "
-                    f"(the damaged one is now {_set_aside(where).name})"
+                    f"(the damaged one is now {on_lead_host(partial(_set_aside, where))})"
                     for where, why in bad
                 ),
             )
@@ -243,16 +254,29 @@ class Checkpoints:
         """In the background: write, add the manifest, give it its name, and only then delete what is too old."""
         target = self.directory / str(about.step)
         saving = self.directory / f"{about.step}.saving"
-        with _save_errors(target):
-            self._remove_leftovers()
-            try:
-                arrays.write(saving, copies)
-                manifests.write(saving, replace(about, files=manifests.file_records(saving)))
-            except BaseException:
-                self._remove_leftovers()  # on a full disk half a checkpoint is what is in the way
-                raise
+
+        def give_its_name() -> None:
             atomic.replace_directory(saving, target)
             self._delete_old()
+
+        with _save_errors(target):
+            on_lead_host(self._remove_leftovers)
+            try:
+                on_every_host(partial(arrays.check_room, saving, copies))
+                on_every_host(partial(arrays.write, saving, copies))
+                records = on_every_host(lambda: [*manifests.file_records(saving, share=_share()).items()])
+                files = {name: record for part in records for name, record in part}
+                on_lead_host(lambda: manifests.write(saving, replace(about, files=files)))
+            except BaseException:
+                if is_lead_host():
+                    self._remove_leftovers()  # on a full disk half a checkpoint is what is in the way
+                raise
+            on_lead_host(give_its_name)
+
+    def _prepare(self) -> None:
+        """The directory, without what killed saves left in it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
         """Delete what a killed or failed save or deletion left behind."""
@@ -263,8 +287,8 @@ class Checkpoints:
 
     def _delete_old(self) -> None:
         """Keep the newest and the best. A step is renamed before it is deleted: half a step never bears its name."""
-        steps = self.steps()
-        spared = {*steps[-self._keep :], self.best()}
+        steps = list_steps(self.directory)
+        spared = {*steps[-self._keep :], self._best()}
         for step in steps:
             if step not in spared:
                 doomed = self.directory / f"{step}.deleting"
@@ -283,42 +307,79 @@ def discard_if_damaged(directory: Path, step: int) -> str | None:
     Returns:
       One line on what was wrong and what follows, or None if the step is whole.
     """
+    why = _damage(directory / str(step))
+    return None if why is None else on_lead_host(partial(_discard, directory, step, why))
+
+
+def _discard(directory: Path, step: int, why: str) -> str:
     path = directory / str(step)
-    try:
-        manifests.verify(path, manifests.read(path))
-        return None
-    except DamagedError as error:
-        why = str(error)
     for later in _step_directories(directory):
         if later > step:
             shutil.rmtree(directory / str(later))
-    aside = _set_aside(path).name if path.exists() else "gone"
+    aside = _set_aside(path) if path.exists() else "gone"
     before = list_steps(directory)
     start = f"step {before[-1]}" if before else "the beginning"
     return f"damaged checkpoint {why}; training again from {start} (the damaged one is now {aside})"
 
 
-def load_params(step_dir: Path) -> dict[str, Any]:
+def load_params(step_dir: Path, *, sharding: Any = None) -> dict[str, Any]:
     """The parameters alone of one checkpoint: what a stage hands to the next.
 
     Args:
       step_dir: DIRECTORY/STEP, of which every file is verified and none is changed.
+      sharding: where each array is put as it is read: a `jax.sharding.Sharding`, a tree of them like the parameters (or
+        a prefix of it), or a function from the tree of shapes to one. Every process must then make the call. None:
+        whole, on this process's default device.
 
     Returns:
-      Nested dict of uncommitted arrays on the default device, whatever devices they were saved from.
+      Nested dict of arrays; without a sharding uncommitted, whatever devices they were saved from.
 
     Raises:
-      CheckpointError: the checkpoint is missing, truncated or corrupted; the file is named.
+      CheckpointError: the checkpoint is missing, truncated or corrupted (the file is named), or the shardings are of
+        other parameters.
     """
     step_dir = Path(step_dir)
-    try:
-        manifest = manifests.read(step_dir)
-        manifests.verify(step_dir, manifest)
-    except DamagedError as error:
+    damage = _damage(step_dir, alone=sharding is None)
+    if damage is not None:
         raise CheckpointError(
-            f"{error}; put this checkpoint back from a copy, or delete the stage's directory to train it anew"
-        ) from error
-    return arrays.nested_params(arrays.read(step_dir, arrays.described_params(manifest.leaves)))
+            f"{damage}; put this checkpoint back from a copy, or delete the stage's directory to train it anew"
+        )
+    wanted = arrays.described_params(manifests.read(step_dir).leaves)
+    if sharding is not None:
+        shapes = arrays.nested_params(wanted)
+        try:
+            placed = arrays.with_shardings(shapes, sharding(shapes) if callable(sharding) else sharding)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{step_dir}: its parameters are not those to be placed: {reason}") from error
+        wanted = arrays.flatten({"params": placed})
+    return arrays.nested_params(arrays.read(step_dir, wanted, alone=sharding is None))
+
+
+def _damage(step_dir: Path, *, check: Callable[[Manifest], None] | None = None, alone: bool = False) -> str | None:
+    """What is wrong with a step's files, or None: every process reads its share of them, or all of them `alone`.
+
+    `check` is given the manifest before anything else is read, and raises what it does not like.
+    """
+
+    def examine(share: tuple[int, int]) -> str | None:
+        try:
+            manifest = manifests.read(step_dir)
+            if check is not None:
+                check(manifest)
+            manifests.verify(step_dir, manifest, share=share)
+        except DamagedError as error:
+            return str(error)
+        return None
+
+    if alone:
+        return examine((0, 1))
+    return next((found for found in on_every_host(lambda: examine(_share())) if found is not None), None)
+
+
+def _share() -> tuple[int, int]:
+    """(number of this process, number of processes)."""
+    return jax.process_index(), jax.process_count()
 
 
 def _step_directories(directory: Path) -> list[int]:
@@ -342,15 +403,15 @@ def _manifests(directory: Path) -> dict[int, Manifest]:
     return found
 
 
-def _set_aside(path: Path) -> Path:
-    """Rename a damaged step so that a later save finds its name free; returns where it is now."""
+def _set_aside(path: Path) -> str:
+    """Rename a damaged step so that a later save finds its name free; returns its name now."""
     number, aside = 1, path.with_name(f"{path.name}.corrupt")
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.corrupt.{number}")
     with atomic.disk_errors(path, doing="rename"):
         path.rename(aside)
-    return aside
+    return aside.name
 
 
 def _short(fingerprint: str | None) -> str:

@@ -25,15 +25,14 @@ def flatten(state: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def own_copy(leaf: Any) -> Any:
-    """The array as data that nobody else can change or donate: NumPy on this host, a random key as its key data.
+def as_data(leaf: Any) -> Any:
+    """The array as Orbax writes it: a random key as its key data, anything else as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
-    An array that spans hosts stays on its devices, as a copy: Orbax then writes each host's own shards.
-    """
-    data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    if isinstance(data, jax.Array) and not data.is_fully_addressable:
-        return jnp.copy(data)
-    return np.array(data, copy=True)  # np.asarray of a CPU array is a view of the very buffer the step reuses
+
+def own_copy(leaf: Any) -> np.ndarray:
+    """`as_data` in NumPy, which nobody else can change or donate."""
+    return np.array(as_data(leaf), copy=True)  # np.asarray of a CPU array is a view of the very buffer the step reuses
 
 
 def describe(leaf: Any) -> str:
@@ -59,33 +58,50 @@ def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
     return lines
 
 
-def write(directory: Path, copies: dict[str, Any]) -> None:
-    """Write copied leaves into `directory`, which must not exist; returns when they are on the disk.
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes with shardings: one for all, or a tree like it, or a prefix of such a tree.
 
     Raises:
-      OSError: there is no room for them. This is asked first: halfway, Orbax's threads would fill the terminal with
-        tracebacks before their error gets here.
+      ValueError: the trees do not fit.
+    """
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        jax.tree.broadcast(shardings, shapes),
+    )
+
+
+def check_room(directory: Path, copies: dict[str, Any]) -> None:
+    """To be asked before `write`: halfway, Orbax's threads would fill the terminal with tracebacks before their error.
+
+    Raises:
+      OSError: there is no room for the arrays beside `directory`.
     """
     needed = sum(copy.nbytes for copy in copies.values()) + _OVERHEAD
     if shutil.disk_usage(directory.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
+def write(directory: Path, copies: dict[str, Any]) -> None:
+    """Write leaves (`as_data`) into `directory`, which must not exist; returns when they are on the disk."""
     with _orbax() as checkpointer:
         checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(_nest(copies)))
 
 
-def read(directory: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+def read(directory: Path, wanted: dict[str, Any], *, alone: bool = False) -> dict[str, jax.Array]:
     """Read some leaves of what `write` wrote.
 
     Args:
       directory: the checkpoint.
       wanted: dotted path -> array or `jax.ShapeDtypeStruct` of the leaf's own shape and dtype. With a sharding it
         is placed there; without one it comes back uncommitted, on the default device.
+      alone: this process reads by itself, and the job's others need not.
     """
     raw = {path: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for path, leaf in wanted.items()}
     item = _nest({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in raw.items()})
     placement = {path: _restore_args(leaf, _sharding(wanted[path])) for path, leaf in raw.items()}
     arguments = ocp.args.PyTreeRestore(item, restore_args=_nest(placement), partial_restore=True)
-    with _orbax() as checkpointer:
+    with _orbax(alone=alone) as checkpointer:
         tree = checkpointer.restore(directory.absolute(), args=arguments)
     leaves = {**flatten({"params": tree["params"]}), **tree.get("state", {})}
     return {path: _placed(leaves[path], like=leaf) for path, leaf in wanted.items()}
@@ -97,15 +113,22 @@ def nested_params(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _orbax() -> Iterator[ocp.Checkpointer]:
+def _orbax(*, alone: bool = False) -> Iterator[ocp.Checkpointer]:
     """Orbax without compression (trained weights shrink by 7 % for five times the processor time), and silent.
 
-    What it logs when it fails is in the exception as well.
+    What it logs when it fails is in the exception as well. `alone`: it does not wait for the job's other processes.
     """
     logger = logging.getLogger("absl")
     logger.addFilter(_not_from_orbax)
+    processes = ocp.options.MultiprocessingOptions()
+    if alone:
+        me = jax.process_index()
+        processes = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+        )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True, multiprocessing_options=processes)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=processes) as checkpointer:
             yield checkpointer
     finally:
         logger.removeFilter(_not_from_orbax)

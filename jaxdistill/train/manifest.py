@@ -79,19 +79,20 @@ def read(directory: Path) -> Manifest:
         raise DamagedError(f"{path}: not a checkpoint's manifest (truncated or overwritten)") from error
 
 
-def file_records(directory: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of every file below `directory`."""
+def file_records(directory: Path, *, share: tuple[int, int] = (0, 1)) -> dict[str, list[Any]]:
+    """Size and SHA-256 of every file below `directory`, or of part `share[0]` of `share[1]` parts of them."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    files = files[share[0] :: share[1]]
     return {path.relative_to(directory).as_posix(): [path.stat().st_size, file_digest([path])] for path in files}
 
 
-def verify(directory: Path, manifest: Manifest) -> None:
-    """Read every file of a checkpoint and compare it with the manifest.
+def verify(directory: Path, manifest: Manifest, *, share: tuple[int, int] = (0, 1)) -> None:
+    """Read every file of a checkpoint, or part `share[0]` of `share[1]` parts of them, and compare with the manifest.
 
     Raises:
       DamagedError: the first file that is missing, truncated or corrupted.
     """
-    for name, (size, digest) in manifest.files.items():
+    for name, (size, digest) in [*manifest.files.items()][share[0] :: share[1]]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DamagedError(f"{directory / FILE_NAME}: names a file outside its directory ({name})")
         path = directory / name

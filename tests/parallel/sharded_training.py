@@ -15,12 +15,13 @@ from jaxdistill.distill import OnlineTeacher, make_objective
 from jaxdistill.parallel import make_mesh
 from jaxdistill.train import TrainStep, build_optimizer, init_state, make_train_step
 
-VOCAB, ROWS, LENGTH, LABELS = 48, 16, 8, 3
+# Tokens are powers of two, widths have a factor of 3 or 5, and 53 is the vocabulary's: no two products are equal.
+VOCAB, ROWS, LENGTH, LABELS, STUDENT, TEACHER = 212, 16, 8, 3, 24, 40
 MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "1x2x4": (1, 2, 4)}
 TERMS = [DivergenceTerm("forward_kl", weight=0.7, temperature=2.0), CrossEntropyTerm("cross_entropy", weight=0.3)]
 
 
-def llama(width: int = 16, **fields: Any) -> models.Model:
+def llama(width: int = STUDENT, **fields: Any) -> models.Model:
     """Grouped queries, whose two key heads fewer than four `tensor` devices must all have."""
     shape = {
         "model_type": "llama",
@@ -36,7 +37,7 @@ def llama(width: int = 16, **fields: Any) -> models.Model:
     return models.build(shape | fields, task="causal_lm")
 
 
-def bert(width: int = 16, **fields: Any) -> models.Model:
+def bert(width: int = STUDENT, **fields: Any) -> models.Model:
     """A classifier without dropout, as its teacher."""
     shape = {
         "model_type": "bert",
@@ -93,7 +94,7 @@ def make_step(family: str, sizes: tuple[int, int, int], *, fused: str = "off", o
         optimizer, _ = build_optimizer(TrainConfig(steps=10, learning_rate=1e-2), 10)
     step = make_train_step(
         student=FAMILIES[family](),
-        teachers=[OnlineTeacher(FAMILIES[family](24))],
+        teachers=[OnlineTeacher(FAMILIES[family](TEACHER))],
         objective=make_objective(TERMS, [1.0], fused=fused),
         optimizer=optimizer,
         mesh=mesh,
@@ -105,7 +106,7 @@ def make_step(family: str, sizes: tuple[int, int, int], *, fused: str = "off", o
 def start(family: str, step: TrainStep, optimizer: Any) -> tuple[Any, Any]:
     """A fresh state and the teacher's parameters, both placed."""
     state = init_state(FAMILIES[family](), optimizer, jax.random.key(0), step.mesh)
-    teacher = jax.jit(FAMILIES[family](24).init)(jax.random.key(7))
+    teacher = jax.jit(FAMILIES[family](TEACHER).init)(jax.random.key(7))
     return state, step.put_params([teacher])
 
 
