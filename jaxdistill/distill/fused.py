@@ -101,18 +101,19 @@ class FusedTerms:
 
     def _sharded(self, arrays: dict[str, Any], mesh: Mesh) -> tuple[Scalar, dict[str, Scalar]]:
         """Each device takes its own tokens and, if they can be divided, its own part of the vocabulary."""
-        kernels = [head["kernel"] for head in (arrays["student"], *arrays["teachers"])]
+        classes = [_classes(head) for head in (arrays["student"], *arrays["teachers"])]
         devices = mesh.shape[_VOCABULARY_AXIS]
-        divided = devices > 1 and all(kernel.shape[1] % devices == 0 for kernel in kernels)
-        divided = divided and len({kernel.shape[1] for kernel in kernels}) == 1
+        divided = devices > 1 and len(set(classes)) == 1 and classes[0] % devices == 0
         axis = _VOCABULARY_AXIS if divided else None
-        rows, heads = (
-            PartitionSpec(BATCH_AXES),
-            {"input": PartitionSpec(BATCH_AXES), "kernel": PartitionSpec(None, axis)},
-        )
+        rows = PartitionSpec(BATCH_AXES)
+        parts = {"input": rows, "kernel": PartitionSpec(None, axis), "table": PartitionSpec(axis)}
+
+        def of(head: dict[str, Array]) -> dict[str, PartitionSpec]:
+            return {name: parts[name] for name in head}
+
         specs = {
-            "student": heads,
-            "teachers": [heads] * len(arrays["teachers"]),
+            "student": of(arrays["student"]),
+            "teachers": [of(head) for head in arrays["teachers"]],
             "labels": rows,
             "where": rows,
             "weights": jax.tree.map(lambda _: PartitionSpec(), arrays["weights"]),
@@ -159,11 +160,11 @@ def _at_least_one(count: Scalar) -> Scalar:
 
 
 def _head(signals: Signals) -> dict[str, Array]:
-    """A head without bias: the bias becomes one more row of the kernel, and a channel of ones."""
+    """A head without bias: the bias becomes one more row of the kernel, and a channel of ones; a table stays one."""
     head: dict[str, Array] = dict(signals["head"])
     bias = head.pop("bias", None)
     if bias is None:
-        return head
+        return {name: head[name] for name in ("input", "table" if "table" in head else "kernel")}
     ones = jnp.ones((*head["input"].shape[:-1], 1), head["input"].dtype)
     return {
         "input": jnp.concatenate([head["input"], ones], axis=-1),
@@ -171,6 +172,11 @@ def _head(signals: Signals) -> dict[str, Array]:
     }
 
 
-def _flat(head: dict[str, Array]) -> tuple[Array, Array]:
-    """[B, S, D] as [B·S, D], and the kernel."""
-    return head["input"].reshape(-1, head["input"].shape[-1]), head["kernel"]
+def _classes(head: dict[str, Array]) -> int:
+    return head["table"].shape[0] if "table" in head else head["kernel"].shape[1]
+
+
+def _flat(head: dict[str, Array]) -> tuple[Array, Array | losses.Table]:
+    """[B, S, D] as [B·S, D], and the kernel or table."""
+    weights = losses.Table(head["table"]) if "table" in head else head["kernel"]
+    return head["input"].reshape(-1, head["input"].shape[-1]), weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -22,18 +23,28 @@ from jaxdistill.losses.reduce import AxisName
 from jaxdistill.losses.tile import Divergence, Shard, divergence_terms, label_terms
 from jaxdistill.losses.varying import equally_varying, varying_like
 
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Table:
+    """A head stored as [V, D], as tied embeddings are: logits = hidden @ rows.T, without a transposed copy of it."""
+
+    rows: Float[Array, "V D"]
+
+
 Arrays: TypeAlias = Float[Array, "N D"] | Sequence[Float[Array, "N D"]] | None
-Heads: TypeAlias = Float[Array, "D V"] | Sequence[Float[Array, "D V"]] | None
+Head: TypeAlias = Float[Array, "D V"] | Table
+Heads: TypeAlias = Head | Sequence[Head] | None
 
 # Of one float32 tile of logits, chunk × (local) vocabulary, of which a handful are alive at a time. Large enough that
 # the head's gradient, read and written once a chunk, does not bound an accelerator: 512 tokens at 128,256 classes.
 _TILE_BYTES = 2**28
-_FEWEST_CHUNKS = 4
+_CHUNKS, _FEWEST_TOKENS = 8, 64
 
 
 def fused_linear_distillation(
     student_hidden: Float[Array, "N D"],
-    student_head: Float[Array, "D V"],
+    student_head: Head,
     teacher_hidden: Arrays,
     teacher_head: Heads,
     labels: Int[Array, " N"],
@@ -63,10 +74,10 @@ def fused_linear_distillation(
     Args:
         student_hidden: [N, D_s] last hidden states, reshaped from [B, S, D_s]. bfloat16 is multiplied in bfloat16 and
             summed in float32, any other float dtype is multiplied in float32.
-        student_head: [D_s, V], converted to the dtype that is multiplied; its gradient is summed in float32 and has the
-            head's own dtype. A bias is one more row, and a hidden channel of ones.
+        student_head: [D_s, V], or a `Table` of [V, D_s], converted to the dtype that is multiplied; its gradient is
+            summed in float32 and has the head's own dtype. A bias is one more row, and a hidden channel of ones.
         teacher_hidden: [N, D_t], or one for each of M teachers, of any widths; None without a divergence.
-        teacher_head: [D_t, V], or one for each of M teachers, of the student's vocabulary.
+        teacher_head: [D_t, V] or a `Table` of [V, D_t], or one for each of M teachers, of the student's vocabulary.
         labels: [N] integer classes of the whole vocabulary, already shifted; `ignore_index` = none. Any other integer
             outside of it makes the loss NaN.
         temperature: positive number, or a scalar array (which may be traced); a constant.
@@ -81,8 +92,8 @@ def fused_linear_distillation(
         ignore_index: labels that are none.
         where: [N] bool, the tokens that the divergence and the z-loss count; CE counts those of them that have a label.
             None counts every token that has one. Nothing behind an excluded token, NaN included, has any effect.
-        chunk_size: tokens at a time; None: as many as keep one float32 tile of logits within 256 MiB, and at most a
-            quarter of the tokens.
+        chunk_size: tokens at a time; None: an eighth of them (of fewer than 512, a quarter up to 64), and as many as
+            keep one float32 tile of logits within 256 MiB.
         axis_name: mesh axis (or axes) over which the vocabulary is spread, under `shard_map` or `pmap`: heads are then
             [D, V / devices], in the axis's order, and everything else is whole. Only numbers per token cross it, and
             one sum of [N, D_s], the gradient of `student_hidden`.
@@ -102,12 +113,13 @@ def fused_linear_distillation(
     """
     weights = {"kd": kd_weight, "ce": ce_weight, "z": z_weight}
     terms = tuple(name for name, weight in weights.items() if not (is_static(weight) and weight == 0))
-    _check_model("student_hidden", "student_head", student_hidden, student_head)
+    student = _stored(student_head)
+    _check_model("student_hidden", "student_head", student_hidden, student)
     tokens = student_hidden.shape[0]
     check_labels(labels, (tokens,))
     check_where(where, (tokens,))
     teachers = _teachers(teacher_hidden, teacher_head, tokens) if "kd" in terms else []
-    student_head, heads, classes = _one_vocabulary(student_head, [head for _, head in teachers], vocab_size, axis_name)
+    student, heads, classes = _one_vocabulary(student, [head for _, head in teachers], vocab_size, axis_name)
     labels = labels.astype(jnp.int32)
     labelled = labels != ignore_index
     counted = labelled if where is None else where
@@ -115,7 +127,9 @@ def fused_linear_distillation(
     plain_weights = None if teacher_weights is None or traced_weights else tuple(map(float, teacher_weights))
     constants = {
         "teachers": [hidden for hidden, _ in teachers],
-        "heads": [head.astype(_multiplied_dtype(states)) for (states, _), head in zip(teachers, heads, strict=True)],
+        "heads": [
+            head.array.astype(_multiplied_dtype(states)) for (states, _), head in zip(teachers, heads, strict=True)
+        ],
         "labels": jnp.where(labelled & counted, labels, 0),
         "labelled": labelled & counted,
         "counted": counted,
@@ -128,12 +142,13 @@ def fused_linear_distillation(
         terms=terms,
         teacher_weights=plain_weights,
         vocab_size=classes,
-        chunk_size=_chunk_size(chunk_size, tokens, student_head.shape[1]),
+        chunk_size=_chunk_size(chunk_size, tokens, student.classes),
+        axes=(student.axis, *(head.axis for head in heads)),
         axis_name=axis_name,
         hidden_dtype=student_hidden.dtype,
-        head_dtype=student_head.dtype,
+        head_dtype=student.array.dtype,
     )
-    hidden, head, constants = equally_varying((student_hidden, student_head, stop_gradient(constants)))
+    hidden, head, constants = equally_varying((student_hidden, student.array, stop_gradient(constants)))
     loss, sums = _fused(plan, hidden, head, constants)  # pyright: ignore[reportGeneralTypeIssues]
     if axis_name is not None:
         loss, sums = jax.lax.psum((loss, sums), axis_name)
@@ -141,8 +156,27 @@ def fused_linear_distillation(
     return loss, {**{name: stop_gradient(sums[name]) for name in ("kd", "ce", "z")}, "count": count}
 
 
+class _Stored(NamedTuple):
+    """A head, and which of its axes is the vocabulary."""
+
+    array: Array
+    axis: int
+
+    @property
+    def classes(self) -> int:
+        return self.array.shape[self.axis]
+
+    def cut(self, classes: int) -> _Stored:
+        """The first so many classes."""
+        return _Stored(jax.lax.slice_in_dim(self.array, 0, classes, axis=self.axis), self.axis)
+
+
+def _stored(head: Head) -> _Stored:
+    return _Stored(head.rows, 0) if isinstance(head, Table) else _Stored(head, 1)
+
+
 class _Plan(NamedTuple):
-    """What is static, and so part of the compiled program."""
+    """What is static, and so part of the compiled program; `axes` are those of the heads' vocabulary."""
 
     divergence: Divergence
     beta: float
@@ -150,6 +184,7 @@ class _Plan(NamedTuple):
     teacher_weights: tuple[float, ...] | None
     vocab_size: int
     chunk_size: int
+    axes: tuple[int, ...]
     axis_name: AxisName | None
     hidden_dtype: np.dtype
     head_dtype: np.dtype
@@ -177,8 +212,9 @@ def _fused_forward(plan: _Plan, hidden: Array, head: Array, constants: dict[str,
         sums, head_gradient = carry
         chunk_sums, to_logits, rows = _chunk_terms(plan, narrow, constants, chunk)
         to_logits = to_logits.astype(rows.dtype)
-        to_head = jax.lax.dot_general(rows, to_logits, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        to_rows = jax.lax.dot_general(to_logits, narrow, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        axis = plan.axes[0]
+        to_head = _product(rows, to_logits, 0, 0) if axis == 1 else _product(to_logits, rows, 0, 0)
+        to_rows = _product(to_logits, narrow, 1, axis)
         return (jax.tree.map(jnp.add, sums, chunk_sums), head_gradient + to_head), to_rows
 
     narrow = head.astype(_multiplied_dtype(hidden))
@@ -186,6 +222,12 @@ def _fused_forward(plan: _Plan, hidden: Array, head: Array, constants: dict[str,
     (sums, head_gradient), to_rows = jax.lax.scan(add, start, _chunks(plan, hidden, constants))
     hidden_gradient = to_rows.reshape(-1, hidden.shape[1])[: hidden.shape[0]]
     return _totals(plan, sums, constants), (hidden_gradient, head_gradient)
+
+
+def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+    """The matrix product over an axis of each, in float32: no transposed operand is ever written out."""
+    contracted = (((left_axis,), (right_axis,)), ((), ()))
+    return jax.lax.dot_general(left, right, contracted, preferred_element_type=jnp.float32)
 
 
 def _fused_backward(plan: _Plan, gradients: tuple[Array, Array], cotangents: tuple[Array, Any]):
@@ -214,18 +256,21 @@ def _chunk_terms(plan: _Plan, head: Array, constants: dict[str, Any], chunk: dic
     """One chunk's sums, the loss's derivative by the student's logits [C, V], and the student's hidden states."""
     counted, labelled = chunk["counted"][:, None], chunk["labelled"][:, None]
     axis_index = 0 if plan.axis_name is None else jax.lax.axis_index(plan.axis_name)
-    shard = Shard(jnp.asarray(axis_index * head.shape[1], jnp.int32), plan.vocab_size, plan.axis_name)
-    padded = plan.vocab_size < head.shape[1] * _axis_size(plan.axis_name)
+    student_axis, *teacher_axes = plan.axes
+    classes = head.shape[student_axis]
+    shard = Shard(jnp.asarray(axis_index * classes, jnp.int32), plan.vocab_size, plan.axis_name)
+    padded = plan.vocab_size < classes * _axis_size(plan.axis_name)
 
-    def logits(rows: Array, head: Array) -> tuple[Array, Array]:
+    def logits(rows: Array, head: Array, axis: int) -> tuple[Array, Array]:
         rows = jnp.where(counted, rows, 0).astype(_multiplied_dtype(rows))
-        product = jnp.dot(rows, head, preferred_element_type=jnp.float32)
+        product = _product(rows, head, 1, 1 - axis)
         return rows, shard.without_padding(product) if padded else product
 
-    rows, student = logits(chunk["student"], head)
+    rows, student = logits(chunk["student"], head, student_axis)
     sums, weights, to_logits = _no_sums(), constants["weights"], jnp.zeros((), jnp.float32)
     if "kd" in plan.terms:
-        teachers = [logits(*pair)[1] for pair in zip(chunk["teachers"], constants["heads"], strict=True)]
+        of_teachers = zip(chunk["teachers"], constants["heads"], teacher_axes, strict=True)
+        teachers = [logits(*teacher)[1] for teacher in of_teachers]
         shares = constants["teacher_weights"] if plan.teacher_weights is None else plan.teacher_weights
         values, gradient = divergence_terms(
             student,
@@ -272,7 +317,7 @@ def _axis_size(axis_name: AxisName | None) -> int:
     return 1 if axis_name is None else jax.lax.psum(1, axis_name)
 
 
-def _teachers(hidden: Arrays, heads: Heads, tokens: int) -> list[tuple[Array, Array]]:
+def _teachers(hidden: Arrays, heads: Heads, tokens: int) -> list[tuple[Array, _Stored]]:
     """Every teacher's hidden states and head, checked."""
     if hidden is None or heads is None:
         raise ValueError("teacher_hidden and teacher_head must be given unless kd_weight is a plain 0, got None")
@@ -286,7 +331,7 @@ def _teachers(hidden: Arrays, heads: Heads, tokens: int) -> list[tuple[Array, Ar
             "teacher_hidden and teacher_head must hold one array for each teacher, "
             f"got {len(every_hidden)} and {len(every_head)}"
         )
-    pairs = list(zip(every_hidden, every_head, strict=True))
+    pairs = list(zip(every_hidden, map(_stored, every_head), strict=True))
     for index, (states, head) in enumerate(pairs):
         place = f"[{index}]" if several else ""
         _check_model(f"teacher_hidden{place}", f"teacher_head{place}", states, head)
@@ -295,26 +340,28 @@ def _teachers(hidden: Arrays, heads: Heads, tokens: int) -> list[tuple[Array, Ar
     return pairs
 
 
-def _check_model(hidden_name: str, head_name: str, hidden: Array, head: Array) -> None:
+def _check_model(hidden_name: str, head_name: str, hidden: Array, stored: _Stored) -> None:
     """Raises ValueError unless both are floating matrices that can be multiplied."""
-    for name, array, axes in ((hidden_name, hidden, "[tokens, width]"), (head_name, head, "[width, vocabulary]")):
+    head, width_axis = stored.array, 1 - stored.axis
+    head_axes = "[width, vocabulary]" if width_axis == 0 else "[vocabulary, width]"
+    for name, array, axes in ((hidden_name, hidden, "[tokens, width]"), (head_name, head, head_axes)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must be floating point, got {array.dtype}")
         if array.ndim != 2 or 0 in array.shape[1:]:
             raise ValueError(f"{name} must have shape {axes}, got {array.shape}")
-    if hidden.shape[1] != head.shape[0]:
+    if hidden.shape[1] != head.shape[width_axis]:
         raise ValueError(
             f"{hidden_name} and {head_name} must agree in width, got {hidden.shape} and {head.shape}; "
-            "a head stored as [vocabulary, width] is to be transposed"
+            "a head stored as [vocabulary, width] is to be transposed, or given as a Table"
         )
 
 
 def _one_vocabulary(
-    student_head: Array, teacher_heads: list[Array], vocab_size: int | None, axis_name: AxisName | None
-) -> tuple[Array, list[Array], int]:
+    student: _Stored, teachers: list[_Stored], vocab_size: int | None, axis_name: AxisName | None
+) -> tuple[_Stored, list[_Stored], int]:
     """Heads of one width, cut where one is padded further than another, and how many of their columns are classes."""
-    heads = [student_head, *teacher_heads]
-    widths = [head.shape[1] for head in heads]
+    heads = [student, *teachers]
+    widths = [head.classes for head in heads]
     if len(set(widths)) > 1 and (vocab_size is None or axis_name is not None):
         raise ValueError(
             f"student_head and teacher_head must have the same vocabulary, got {widths} columns; "
@@ -323,11 +370,11 @@ def _one_vocabulary(
         )
     shared = min(widths) * _axis_size(axis_name)
     if vocab_size is None:
-        return student_head, teacher_heads, shared
+        return student, teachers, shared
     if not 1 <= vocab_size <= shared:
         raise ValueError(f"vocab_size must lie between 1 and the heads' {shared} columns, got {vocab_size}")
-    student_head, *teacher_heads = (head[:, : min(widths)] for head in heads)
-    return student_head, teacher_heads, vocab_size
+    student, *teachers = (head.cut(min(widths)) for head in heads)
+    return student, teachers, vocab_size
 
 
 def _divergence(divergence: Divergence, beta: float) -> tuple[Divergence, float]:
@@ -358,6 +405,12 @@ def _chunk_size(chunk_size: int | None, tokens: int, classes: int) -> int:
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
             raise ValueError(f"chunk_size must be a positive integer, got {chunk_size!r}")
         return chunk_size
-    largest = max(1, min(_TILE_BYTES // (4 * classes), -(-tokens // _FEWEST_CHUNKS)))
+    return chunk_tokens(tokens, classes)
+
+
+def chunk_tokens(tokens: int, classes: int) -> int:
+    """How many tokens are taken at a time: an eighth of them, of few a quarter, and at most a tile of 256 MiB."""
+    share = max(-(-tokens // _CHUNKS), min(_FEWEST_TOKENS, -(-tokens // 4)))
+    largest = max(1, min(_TILE_BYTES // (4 * classes), share))
     power_of_two = 1 << (largest.bit_length() - 1)
     return max(1, -(-tokens // -(-tokens // power_of_two))) if tokens else 1

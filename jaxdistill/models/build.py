@@ -114,7 +114,7 @@ def build(
         remat: what of each layer the backward pass keeps: "none" is computed again (all is kept), or "full" (only the
             layer's input is kept), "dots" (products with weights are), "names" (the outputs of attention and
             feed-forward are).
-        attention: a decoder's implementation, "auto" (what the device supports), "xla", "cudnn" or "splash".
+        attention: a decoder's implementation, "auto" (what the device supports), "xla", "blocks", "cudnn" or "splash".
 
     Raises:
         ModelError: an unsupported task, dtype, remat or attention, or an invalid configuration.

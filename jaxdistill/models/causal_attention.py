@@ -11,7 +11,10 @@ import jax.numpy as jnp
 
 from jaxdistill.typing import Array, Bool, Float, Int
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+_SMALLEST_BLOCK, _MOST_BLOCKS = 128, 4
+"""Of the queries: what lies behind a block is not computed, which four blocks make three eighths of all."""
+
+IMPLEMENTATIONS = ("auto", "xla", "blocks", "cudnn", "splash")
 
 
 def causal_attention(
@@ -45,9 +48,61 @@ def causal_attention(
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask, is_causal=True, local_window_size=left, implementation="cudnn"
         )
+    if implementation == "blocks":
+        return _by_blocks(query, key, value, segments, window)
     mask = causal_mask(query.shape[1], segments, window=window)
     with jax.numpy_dtype_promotion("standard"):  # its own code mixes bfloat16 and float32
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def _by_blocks(
+    query: Float[Array, "B S N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    segments: Int[Array, "B S"] | None,
+    window: int | None,
+) -> Float[Array, "B S N H"]:
+    """Blocks of queries against the keys that any of them sees, the queries that share a key as rows of one matrix.
+
+    Softmax's divisor divides the context, not the probabilities: no pass over them but one exponential is left.
+    """
+    batch, length, _, size = query.shape
+    shared = key.shape[2]
+    grouped = (query * size**-0.5).reshape(batch, length, shared, -1, size).transpose(0, 2, 3, 1, 4)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    contexts = []
+    block = max(_SMALLEST_BLOCK, -(-length // _MOST_BLOCKS))
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        rows = grouped[:, :, :, start:stop].reshape(batch, shared, -1, size)
+        keys, values = key[:, :, first:stop], value[:, :, first:stop]
+        scores = jnp.einsum("bkqh,bksh->bkqs", rows, keys, preferred_element_type=jnp.float32)
+        scores = scores.reshape(batch, shared, -1, stop - start, stop - first)
+        seen = _seen(range(start, stop), range(first, stop), segments, window)[:, None]
+        scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+        divisor = jnp.sum(weights, axis=-1, keepdims=True)
+        rows = weights.reshape(batch, shared, -1, stop - first).astype(value.dtype)
+        context = jnp.einsum("bkqs,bksh->bkqh", rows, values, preferred_element_type=jnp.float32)
+        contexts.append(context.reshape(*divisor.shape[:-1], size) / divisor)
+    context = jnp.concatenate(contexts, axis=3).transpose(0, 3, 1, 2, 4)
+    return context.reshape(query.shape).astype(query.dtype)
+
+
+def _seen(
+    queries: range, keys: range, segments: Int[Array, "B S"] | None, window: int | None
+) -> Bool[Array, "B 1 Q S"]:
+    """What each of these queries sees of these keys."""
+    query = jnp.arange(queries.start, queries.stop, dtype=jnp.int32)[None, None, :, None]
+    key = jnp.arange(keys.start, keys.stop, dtype=jnp.int32)[None, None, None]
+    seen = key <= query
+    if window is not None and window < queries.stop:
+        seen &= query - key < window
+    if segments is None:
+        return seen
+    of_queries, of_keys = (segments[:, part.start : part.stop] for part in (queries, keys))
+    return seen & (of_queries[:, None, :, None] == of_keys[:, None, None, :])
 
 
 def explicit_attention(
@@ -92,4 +147,4 @@ def _best(query: Array, key: Array) -> str:
     flash = query.dtype == jnp.bfloat16 and size <= 128 and size % 8 == 0 and length % 2 == 0
     if device.platform == "gpu" and flash and "cuda" in device.client.platform_version.lower():
         return "cudnn" if float(device.compute_capability) >= 8.0 else "xla"
-    return "xla"
+    return "blocks" if device.platform == "cpu" else "xla"

@@ -20,6 +20,7 @@ from jaxdistill.typing import Array, PRNGKeyArray
 Path = tuple[str, ...]
 
 _BLOCK = 1024
+_AT_ONCE = 1024
 
 
 def weight(shape: tuple[int, ...], *, stddev: float) -> nnx.Param:
@@ -66,7 +67,9 @@ def _normal_blocks(key: PRNGKeyArray, blocks: Mapping[Path, int]) -> Array:
     names = np.repeat(np.array([zlib.crc32("/".join(path).encode()) for path in blocks], np.uint32), [*blocks.values()])
     numbers = np.concatenate([np.arange(count, dtype=np.uint32) for count in blocks.values()])
 
-    def block(name: Array, number: Array) -> Array:
+    def block(position: tuple[Array, Array]) -> Array:
+        name, number = position
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, name), number), (_BLOCK,), jnp.float32)
 
-    return jax.vmap(block)(jnp.asarray(names), jnp.asarray(numbers))
+    # a few at a time: the bits and what becomes of them on the way to a normal value take four times its memory
+    return jax.lax.map(block, (jnp.asarray(names), jnp.asarray(numbers)), batch_size=_AT_ONCE)

@@ -152,6 +152,8 @@ class CausalLMNetwork(nnx.Module):
             signals["logits"] = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
         if "head" in request.names:
             signals["head"] = {"input": hidden, "kernel": self._head_kernel()}
+            if self.config.tie_word_embeddings:
+                signals["head"]["table"] = self.embeddings.word[...]
         return signals
 
     def _head_kernel(self) -> Float[Array, "D V"]:

@@ -106,7 +106,7 @@ class Layers:
 
     @property
     def _loops(self) -> bool:
-        return self.count <= _LOOP_ON_CPU and jax.default_backend() == "cpu"
+        return self.count <= _LOOP_ON_CPU and jax.default_backend() == "cpu" and self.remat == "none"
 
 
 def _cut(stacked: Params, sizes: list[int]) -> list[Any]:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from jaxdistill import parallel
 from jaxdistill.errors import DivergedError, Interrupted
+from jaxdistill.host_memory import release_freed_memory
 from jaxdistill.parallel.distributed import is_lead_host
 from jaxdistill.parallel.hosts import exchange
 from jaxdistill.train.checkpoint import Checkpoints, load_params
@@ -186,6 +187,7 @@ class _Loop:
         self.state, metrics = self.step(self.state, self.teacher_params, self.step.put_batch(batch))
         if self.step.trace_count != traces:
             self.tally.compile_seconds += time.perf_counter() - begin
+            release_freed_memory()  # compiling takes hundreds of megabytes, and the allocator would keep them
         return metrics
 
     def _log(self, means: dict[str, float], skipped: np.ndarray, steps: int) -> None:

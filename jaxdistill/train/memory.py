@@ -17,12 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.config.schema import ParallelConfig, PrecisionConfig, TrainConfig
+from jaxdistill.losses.fused import chunk_tokens
 from jaxdistill.models import Model
 from jaxdistill.models.build import parameter_shapes
 from jaxdistill.typing import Batch, Params
-
-_TILE_BYTES = 2**28  # as the fused loss takes its tokens: a float32 tile within so much, and a quarter of them at most
-_FEWEST_CHUNKS = 4
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class StepMemory:
             return 0  # of a classifier a few numbers a row
         tokens, classes = self.rows * self.length, -(-self.student.config.vocab_size // self.tensor)
         whole = 4 * tokens * classes
-        tile = min(_TILE_BYTES, -(-whole // _FEWEST_CHUNKS)) if self.fused else whole
+        tile = 4 * chunk_tokens(tokens, classes) * classes if self.fused else whole
         return (2 + self.teachers) * tile
 
 

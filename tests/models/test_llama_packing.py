@@ -133,3 +133,26 @@ def test_attention_with_and_without_its_probabilities(dtype):
     np.testing.assert_allclose(attentions.sum(-1), 1.0, atol=1e-6)
     tolerance = 1e-6 if dtype == "float32" else 0.02
     np.testing.assert_allclose(fused.astype(np.float32), plain.astype(np.float32), atol=tolerance)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocks"])
+@pytest.mark.parametrize("window", [None, 70])
+def test_attention_over_several_blocks_of_queries(implementation, window):
+    """Value and gradients against the plain one, with documents that end inside blocks, and padding."""
+    length = 300
+    rng = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(rng.normal(size=(B, length, n, H)), jnp.float32) for n in (N, K, K))
+    towards = jnp.asarray(rng.normal(size=query.shape), jnp.float32)
+    segments = jnp.asarray([[1] * 130 + [2] * 100 + [3] * 70, [1] * 299 + [0]], jnp.int32)
+
+    def plain(q, k, v):
+        return explicit_attention(q, k, v, causal_mask(length, segments, window=window))[0]
+
+    def ours(q, k, v):
+        return causal_attention(q, k, v, segments, window=window, implementation=implementation)
+
+    found, expected = (
+        jit(jax.value_and_grad(lambda *a, f=f: jnp.sum(f(*a) * towards), argnums=(0, 1, 2)))(query, key, value)
+        for f in (ours, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)

@@ -156,6 +156,7 @@ def _load(
         else:
             shape = _leaf(shapes, entry.path).shape
             leaf = _read(entry, shape, checkpoint, names, dtype=placement.dtype)
+            checkpoint.close()  # pages of a memory map that have been read count as ours until it is closed
         put(params, entry.path, placement(entry.path, leaf))
     if model.config.model_type == "bert_hash" and "bias" not in params["embeddings"]["word_projection"]:
         path = ("embeddings", "word_projection", "bias")  # may have been saved without, which is 0
