@@ -325,7 +325,7 @@ def _teachers(hidden: Arrays, heads: Heads, tokens: int) -> list[tuple[Array, _S
     if several != isinstance(heads, (list, tuple)):
         raise ValueError("teacher_hidden and teacher_head must both be arrays, or both lists with one for each teacher")
     every_hidden: list[Any] = list(hidden) if several else [hidden]
-    every_head: list[Any] = list(heads) if several else [heads]
+    every_head: list[Any] = list(heads) if isinstance(heads, (list, tuple)) else [heads]
     if len(every_hidden) != len(every_head) or not every_hidden:
         raise ValueError(
             "teacher_hidden and teacher_head must hold one array for each teacher, "

@@ -145,9 +145,12 @@ def detect(
     given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": index}
     if absent := [name for name, value in given.items() if value is None]:
         raise ConfigError(f"{' and '.join(absent)}: missing, while the job's other variables are set; set all three")
-    if not 0 <= index < count:  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
+    assert address is not None
+    assert count is not None
+    assert index is not None
+    if not 0 <= index < count:
         raise ConfigError(f"JAX_PROCESS_ID: {index} of JAX_NUM_PROCESSES = {count}; expected 0 to {count - 1}")
-    if ":" not in address:  # pyright: ignore[reportOperatorIssue]
+    if ":" not in address:
         raise ConfigError(f"JAX_COORDINATOR_ADDRESS: {address!r}; expected HOST:PORT of the first process")
     return Cluster("given", address, count, index, _devices_of_node(environ))
 
