@@ -212,7 +212,7 @@ class CausalLM:
         """One teacher: an earlier stage's checkpoint, or a given model."""
         key = dataclasses.replace(reference, weight=1.0)
         if key not in self._teachers:
-            loaded = self.loading.load_stage(reference) if reference.stage else self._load_given(reference)
+            loaded = self.loading.load_stage(reference, spread=True) if reference.stage else self._load_given(reference)
             self._teachers[key] = dataclasses.replace(loaded, params=self.loading.as_teacher(loaded.params))
         return self._teachers[key]
 

@@ -203,7 +203,11 @@ class Classification:
         key = (dataclasses.replace(reference, weight=1.0), survey.labelled.names)
         if key not in self._teachers:
             trained = reference.stage is not None
-            loaded = self.loading.load_stage(reference) if trained else self._load_given(reference, survey.labelled)
+            loaded = (
+                self.loading.load_stage(reference, spread=True)
+                if trained
+                else self._load_given(reference, survey.labelled)
+            )
             self._teachers[key] = dataclasses.replace(loaded, params=self.loading.as_teacher(loaded.params))
         return self._teachers[key]
 

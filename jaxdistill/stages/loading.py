@@ -71,7 +71,10 @@ class Loading:
     def as_teacher(self, params: Params) -> Params:
         """Parameters in the dtype that teachers are kept in."""
         dtype = self.teacher_dtype
-        return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype == jax.numpy.float32 else leaf, params)
+        if all(leaf.dtype == dtype for leaf in jax.tree.leaves(params)):
+            return params
+        # under jit: an array that other processes hold parts of cannot be converted any other way
+        return jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree))(params)
 
     @property
     def teacher_dtype(self) -> Any:
@@ -139,8 +142,8 @@ class Loading:
         for line in describe_layers(stage.terms, [config.num_hidden_layers for config in (student, *teachers)]):
             self.console.print(f"{stage.key}: {line}", highlight=False)
 
-    def load_stage(self, reference: ResolvedTeacher) -> LoadedTeacher:
-        """The student that a finished stage hands on."""
+    def load_stage(self, reference: ResolvedTeacher, *, spread: bool = False) -> LoadedTeacher:
+        """The student that a finished stage hands on; `spread`: laid out as a teacher as it is read, else whole."""
         assert reference.stage is not None
         stage = self.chain.stage(reference.stage)
         model = self.surveys[reference.stage].student
@@ -148,7 +151,9 @@ class Loading:
         if record is None and self.untrained:
             return LoadedTeacher(reference.stage, model, jax.jit(model.init)(jax.random.key(stage.seed)), "untrained")
         assert record is not None, f"{stage.key} has not finished"
-        params = load_params(handed_on(stage.directory, record))
+        shared = spread and self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1
+        sharding = self.layout(model, teacher=True) if shared else None
+        params = load_params(handed_on(stage.directory, record), sharding=sharding)
         return LoadedTeacher(reference.stage, model, params, record["identity"])
 
     def initial_params(
