@@ -47,7 +47,7 @@ SIZES = {
     "article_tiny": {"student": 124_668_672},
     "quality": {"student-1": 4_097_846_400, "student-2": 2_476_829_056, "student": 1_494_898_496},
     "resource_constrained": {"student": 716_391_680},
-    "smollm2_smoke": {"assistant": 80_651_200, "student": 49_006_400, "direct": 49_006_400},
+    "smollm2_smoke": {"assistant": 81_413_568, "student": 49_552_704, "direct": 49_552_704},
     "speed": {"student": 1_432_701_440},
 }
 
