@@ -123,6 +123,8 @@ class Loading:
         train = stage.config.train
         try:
             check_mesh(model, self.mesh)
+            for theirs in self.teacher_configs(stage):
+                check_mesh(models.build(theirs, task=task), self.mesh, self.chain.run.parallel.teacher)
             check_divisible(train.batch_size, self.mesh, accumulate=train.accumulate)
         except ConfigError as error:
             raise ConfigError(f"stages.{stage.name}: {error}") from error

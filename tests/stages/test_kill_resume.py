@@ -45,7 +45,7 @@ def test_killed_again_and_again(finished: Path, material: Path, tmp_path: Path):
         deadline = time.monotonic() + 120
         while process.poll() is None and _progress(output) == before and time.monotonic() < deadline:
             time.sleep(0.02)
-        if kills < 6 and process.poll() is None:
+        if kills < 5 and process.poll() is None:
             time.sleep(rng.uniform(0, 0.8))
             process.send_signal(signal.SIGKILL)
             process.wait()

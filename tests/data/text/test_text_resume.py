@@ -157,14 +157,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("streaming", [False, True])
 def test_workers_give_the_same_batches_and_go_on_in_another_process(
-    tmp_path: Path, cache: Path, ends: Tokenizer, streaming: bool
+    tmp_path: Path, cache: Path, ends: Tokenizer
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", made_texts(LENGTHS))
     script = tmp_path / "other.py"  # a file, which the workers can import
     script.write_text(_OTHER_PROCESS)
-    settings = {"packing": "first_fit", "streaming": streaming, "shuffle_window": 40}
+    settings = {"packing": "first_fit", "streaming": True, "shuffle_window": 40}
     expected = list(open_one(path, ends, cache, **settings).train_iterator(batch_size=4, seed=1, steps=12))
 
     def batches(state: Any, count: int) -> tuple[Any, list[dict[str, np.ndarray]]]:
