@@ -23,7 +23,8 @@ from jaxdistill.losses.features import (
     patient_loss,
     similarity_preserving,
 )
-from jaxdistill.losses.fused import Table, fused_linear_distillation
+from jaxdistill.losses.fused import fused_linear_distillation
+from jaxdistill.losses.heads import Table
 from jaxdistill.losses.interpolated import skewed_kl, taid
 from jaxdistill.losses.reduce import masked_mean, masked_sum_count
 from jaxdistill.losses.supervised import cross_entropy, z_loss

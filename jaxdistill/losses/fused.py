@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +17,20 @@ import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from jaxdistill.losses.heads import (
+    Arrays,
+    Head,
+    Heads,
+    axis_size,
+    check_model,
+    checked_teachers,
+    one_vocabulary,
+    stored_head,
+)
 from jaxdistill.losses.inputs import as_temperature, check_fraction, check_labels, check_where, is_static
 from jaxdistill.losses.reduce import AxisName
 from jaxdistill.losses.tile import Divergence, Shard, divergence_terms, label_terms
 from jaxdistill.losses.varying import equally_varying, varying_like
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Table:
-    """A head stored as [V, D], as tied embeddings are: logits = hidden @ rows.T, without a transposed copy of it."""
-
-    rows: Float[Array, "V D"]
-
-
-Arrays: TypeAlias = Float[Array, "N D"] | Sequence[Float[Array, "N D"]] | None
-Head: TypeAlias = Float[Array, "D V"] | Table
-Heads: TypeAlias = Head | Sequence[Head] | None
 
 # Of one float32 tile of logits, chunk × (local) vocabulary, of which a handful are alive at a time. Large enough that
 # the head's gradient, read and written once a chunk, does not bound an accelerator: 512 tokens at 128,256 classes.
@@ -113,13 +109,13 @@ def fused_linear_distillation(
     """
     weights = {"kd": kd_weight, "ce": ce_weight, "z": z_weight}
     terms = tuple(name for name, weight in weights.items() if not (is_static(weight) and weight == 0))
-    student = _stored(student_head)
-    _check_model("student_hidden", "student_head", student_hidden, student)
+    student = stored_head(student_head)
+    check_model("student_hidden", "student_head", student_hidden, student)
     tokens = student_hidden.shape[0]
     check_labels(labels, (tokens,))
     check_where(where, (tokens,))
-    teachers = _teachers(teacher_hidden, teacher_head, tokens) if "kd" in terms else []
-    student, heads, classes = _one_vocabulary(student, [head for _, head in teachers], vocab_size, axis_name)
+    teachers = checked_teachers(teacher_hidden, teacher_head, tokens) if "kd" in terms else []
+    student, heads, classes = one_vocabulary(student, [head for _, head in teachers], vocab_size, axis_name)
     labels = labels.astype(jnp.int32)
     labelled = labels != ignore_index
     counted = labelled if where is None else where
@@ -154,25 +150,6 @@ def fused_linear_distillation(
         loss, sums = jax.lax.psum((loss, sums), axis_name)
     count = jnp.sum(counted, dtype=jnp.int32).astype(jnp.float32)
     return loss, {**{name: stop_gradient(sums[name]) for name in ("kd", "ce", "z")}, "count": count}
-
-
-class _Stored(NamedTuple):
-    """A head, and which of its axes is the vocabulary."""
-
-    array: Array
-    axis: int
-
-    @property
-    def classes(self) -> int:
-        return self.array.shape[self.axis]
-
-    def cut(self, classes: int) -> _Stored:
-        """The first so many classes."""
-        return _Stored(jax.lax.slice_in_dim(self.array, 0, classes, axis=self.axis), self.axis)
-
-
-def _stored(head: Head) -> _Stored:
-    return _Stored(head.rows, 0) if isinstance(head, Table) else _Stored(head, 1)
 
 
 class _Plan(NamedTuple):
@@ -259,7 +236,7 @@ def _chunk_terms(plan: _Plan, head: Array, constants: dict[str, Any], chunk: dic
     student_axis, *teacher_axes = plan.axes
     classes = head.shape[student_axis]
     shard = Shard(jnp.asarray(axis_index * classes, jnp.int32), plan.vocab_size, plan.axis_name)
-    padded = plan.vocab_size < classes * _axis_size(plan.axis_name)
+    padded = plan.vocab_size < classes * axis_size(plan.axis_name)
 
     def logits(rows: Array, head: Array, axis: int) -> tuple[Array, Array]:
         rows = jnp.where(counted, rows, 0).astype(_multiplied_dtype(rows))
@@ -311,70 +288,6 @@ def _totals(plan: _Plan, sums: dict[str, Array], constants: dict[str, Any]) -> t
 
 def _multiplied_dtype(rows: Array) -> Any:
     return jnp.bfloat16 if rows.dtype == jnp.bfloat16 else jnp.float32
-
-
-def _axis_size(axis_name: AxisName | None) -> int:
-    return 1 if axis_name is None else jax.lax.psum(1, axis_name)
-
-
-def _teachers(hidden: Arrays, heads: Heads, tokens: int) -> list[tuple[Array, _Stored]]:
-    """Every teacher's hidden states and head, checked."""
-    if hidden is None or heads is None:
-        raise ValueError("teacher_hidden and teacher_head must be given unless kd_weight is a plain 0, got None")
-    several = isinstance(hidden, (list, tuple))
-    if several != isinstance(heads, (list, tuple)):
-        raise ValueError("teacher_hidden and teacher_head must both be arrays, or both lists with one for each teacher")
-    every_hidden: list[Any] = list(hidden) if several else [hidden]
-    every_head: list[Any] = list(heads) if isinstance(heads, (list, tuple)) else [heads]
-    if len(every_hidden) != len(every_head) or not every_hidden:
-        raise ValueError(
-            "teacher_hidden and teacher_head must hold one array for each teacher, "
-            f"got {len(every_hidden)} and {len(every_head)}"
-        )
-    pairs = list(zip(every_hidden, map(_stored, every_head), strict=True))
-    for index, (states, head) in enumerate(pairs):
-        place = f"[{index}]" if several else ""
-        _check_model(f"teacher_hidden{place}", f"teacher_head{place}", states, head)
-        if states.shape[0] != tokens:
-            raise ValueError(f"teacher_hidden{place} must hold the student's {tokens} tokens, got shape {states.shape}")
-    return pairs
-
-
-def _check_model(hidden_name: str, head_name: str, hidden: Array, stored: _Stored) -> None:
-    """Raises ValueError unless both are floating matrices that can be multiplied."""
-    head, width_axis = stored.array, 1 - stored.axis
-    head_axes = "[width, vocabulary]" if width_axis == 0 else "[vocabulary, width]"
-    for name, array, axes in ((hidden_name, hidden, "[tokens, width]"), (head_name, head, head_axes)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} must be floating point, got {array.dtype}")
-        if array.ndim != 2 or 0 in array.shape[1:]:
-            raise ValueError(f"{name} must have shape {axes}, got {array.shape}")
-    if hidden.shape[1] != head.shape[width_axis]:
-        raise ValueError(
-            f"{hidden_name} and {head_name} must agree in width, got {hidden.shape} and {head.shape}; "
-            "a head stored as [vocabulary, width] is to be transposed, or given as a Table"
-        )
-
-
-def _one_vocabulary(
-    student: _Stored, teachers: list[_Stored], vocab_size: int | None, axis_name: AxisName | None
-) -> tuple[_Stored, list[_Stored], int]:
-    """Heads of one width, cut where one is padded further than another, and how many of their columns are classes."""
-    heads = [student, *teachers]
-    widths = [head.classes for head in heads]
-    if len(set(widths)) > 1 and (vocab_size is None or axis_name is not None):
-        raise ValueError(
-            f"student_head and teacher_head must have the same vocabulary, got {widths} columns; "
-            "if they differ in padding only, pass vocab_size, the true one (and pad both alike before spreading them "
-            "over a mesh axis)"
-        )
-    shared = min(widths) * _axis_size(axis_name)
-    if vocab_size is None:
-        return student, teachers, shared
-    if not 1 <= vocab_size <= shared:
-        raise ValueError(f"vocab_size must lie between 1 and the heads' {shared} columns, got {vocab_size}")
-    student, *teachers = (head.cut(min(widths)) for head in heads)
-    return student, teachers, vocab_size
 
 
 def _divergence(divergence: Divergence, beta: float) -> tuple[Divergence, float]:

@@ -16,6 +16,8 @@ from jaxdistill.distill import OnlineTeacher, make_objective
 from jaxdistill.models.axes import logical_axes
 from jaxdistill.train import init_state, make_train_step
 
+pytestmark = pytest.mark.slow
+
 STEPS = range(5)
 
 

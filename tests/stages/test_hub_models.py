@@ -25,6 +25,8 @@ from jaxdistill import models
 from jaxdistill.config import build_chain, load_run
 from jaxdistill.stages.prepare import Preparation
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[2] / "configs" / "sst2_progressive.yaml"
 LARGE, MINI, TINY, FEMTO = (
     "assemblyai/bert-large-uncased-sst2",

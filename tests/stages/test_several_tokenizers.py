@@ -14,6 +14,8 @@ from tiny_chain import PLAIN, TINY, VOCABULARY, chain_config, run, write_config,
 
 from jaxdistill import models
 
+pytestmark = pytest.mark.slow
+
 NAMES = {"id2label": {"0": "negative", "1": "positive"}}
 
 

@@ -27,6 +27,8 @@ from jaxdistill.errors import ConfigError
 from jaxdistill.parallel import make_mesh
 from jaxdistill.train import init_state, make_train_step
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {
     "model_type": "bert",
     "vocab_size": 50,
