@@ -16,8 +16,7 @@ from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.data import text
 from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.teacher import OnlineTeacher
-from jaxdistill.distill.warm_start import check_warm_start
-from jaxdistill.errors import CheckpointError, ConfigError, ModelError
+from jaxdistill.errors import CheckpointError
 from jaxdistill.parallel import batch_devices, host_share, place, whole_batches
 from jaxdistill.stages.inputs import SPLITS
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths
@@ -70,7 +69,10 @@ class TextFeed:
 
     def longest(self, batch_size: int) -> Batch:
         """All batches have one shape."""
-        return next(iter(self.iterator(batch_size=batch_size, seed=0, steps=1)))
+        batches = self.iterator(batch_size=batch_size, seed=0, steps=1)
+        batch = next(batches)
+        batches.close()
+        return batch
 
     def sizes(self, batch: Batch) -> tuple[int, int]:
         """Real rows, and tokens that are not padding."""
@@ -106,8 +108,6 @@ class CausalLM:
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
         self.inputs = loading.inputs
-        self.run = loading.chain.run
-        self._teachers: dict[ResolvedTeacher, LoadedTeacher] = {}
         self._splits: dict[tuple[Any, ...], text.TextSplit | None] = {}
 
     # --- before anything is loaded -----------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class CausalLM:
         teacher_configs = self.loading.teacher_configs(stage)
         known = self._check(stage, config, teacher_configs, tokenizers)
         model, parameters = self.loading.model(stage, config, task="causal_lm")
-        length = stage.data.max_length or min(models.positions(c) for c in (config, *teacher_configs))
+        length = self.loading.max_length(stage, (config, *teacher_configs))
         splits = {name: self._split(stage, name, tokenizers[0], length) for name in SPLITS}
         given = {name: split for name, split in splits.items() if split is not None}
         # tokens are compared one by one: every model of a stage reads the student's
@@ -148,14 +148,10 @@ class CausalLM:
             return self.inputs.model_config(student)
         first = next(iter(stage.teachers), stage.warm_start_teacher)
         teacher = self.loading.teacher_config(first) if first else None
-        try:
-            if teacher is not None:
-                return models.student_config(student, teacher=teacher)
-            config = models.student_config(student, vocab_size=tokenizer.max_id + 1)
-        except (ModelError, ConfigError) as error:
-            raise ConfigError(f"stages.{stage.name}.student: {error}") from error
+        if teacher is not None:
+            return self.loading.student_config(stage, teacher=teacher)
         ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-        return dataclasses.replace(config, **ends)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self.loading.student_config(stage, vocab_size=tokenizer.max_id + 1), **ends)
 
     def _check(
         self,
@@ -168,31 +164,18 @@ class CausalLM:
         where = f"stages.{stage.name}"
         for other in tokenizers[1:]:
             data.check_same_tokens(tokenizers[0], other)
-        checked = [(f"{where}.student", config)]
+        checked = [(f"{where}.student", config, tokenizers[0])]
         for teacher, theirs in zip(stage.teachers, teacher_configs, strict=True):
-            checked.append((f"{where}.teacher ({teacher.label})", theirs))
-        for what, each in checked:
-            data.check_vocabulary(tokenizers[0], each.vocab_size, model=what)
-            positions = models.positions(each)
-            if stage.data.max_length is not None and stage.data.max_length > positions:
-                raise ConfigError(
-                    f"data.max_length: {stage.data.max_length} tokens, but {what} has {positions} positions; set "
-                    f"data.max_length={positions} or less"
-                )
-        length = stage.data.max_length or min(models.positions(each) for _, each in checked)
+            checked.append((f"{where}.teacher ({teacher.label})", theirs, tokenizers[0]))
+        self.loading.check_sizes(stage, checked)
         same_tokens = (0,) * len(teacher_configs)  # compared above
-        self.loading.check_terms(stage, config, teacher_configs, tokenizer_indices=same_tokens, max_length=length)
-        student = stage.config.student
-        if student.warm_start is not None and stage.warm_start_teacher is not None:
-            try:
-                check_warm_start(config, self.loading.teacher_config(stage.warm_start_teacher), student.warm_start)
-            except ModelError as error:
-                raise ModelError(f"{where}.student: {error}") from error
-        sizes = {each.vocab_size for _, each in checked}
+        self.loading.check_terms(stage, config, teacher_configs, tokenizer_indices=same_tokens)
+        self.loading.check_start(stage, config)
+        sizes = {each.vocab_size for _, each, _ in checked}
         if len(sizes) == 1:
             return None
         known = tokenizers[0].max_id + 1
-        listed = ", ".join(f"{what} {each.vocab_size:,}" for what, each in checked)
+        listed = ", ".join(f"{what} {each.vocab_size:,}" for what, each, _ in checked)
         self.loading.console.print(
             f"{stage.key}: vocabularies are padded differently ({listed}); {known:,} are compared"
         )
@@ -210,11 +193,7 @@ class CausalLM:
 
     def teacher(self, reference: ResolvedTeacher, survey: TextSurvey) -> LoadedTeacher:
         """One teacher: an earlier stage's checkpoint, or a given model."""
-        key = dataclasses.replace(reference, weight=1.0)
-        if key not in self._teachers:
-            loaded = self.loading.load_stage(reference, spread=True) if reference.stage else self._load_given(reference)
-            self._teachers[key] = dataclasses.replace(loaded, params=self.loading.as_teacher(loaded.params))
-        return self._teachers[key]
+        return self.loading.teacher(reference, self._load_given)
 
     def _load_given(self, reference: ResolvedTeacher) -> LoadedTeacher:
         directory = self.inputs.directory(reference)
@@ -260,18 +239,16 @@ class CausalLM:
 
     def job(self, survey: TextSurvey) -> Job:
         """Everything a stage's training needs."""
-        stage, run = survey.stage, self.run
+        stage = survey.stage
         loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
         teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
         measure = self._measure(survey, survey.student, teachers)
         train, validation = survey.splits["train"], survey.splits["validation"]
         epochs, steps = stage.config.train.epochs, self._steps(survey)
-        return Job(
-            title=stage.key,
-            directory=stage.directory,
-            config=stage.config,
-            seed=stage.seed,
-            student=survey.student,
+        return self.loading.job(
+            survey,
+            loaded,
+            data=[train.fingerprint, validation.fingerprint],
             initial_params=lambda: self._initial_params(survey),
             teachers=teachers,
             teacher_params=tuple(teacher.params for teacher in loaded),
@@ -287,16 +264,6 @@ class CausalLM:
             total_steps=steps,
             steps_per_epoch=None if epochs is None else max(1, round(steps / epochs)),
             validate=lambda params, teacher_params: measure("validation", params, teacher_params),
-            parallel=run.parallel,
-            precision=run.precision,
-            logging=run.logging,
-            run_name=f"{run.name}/{stage.key}",
-            fingerprints={
-                "student": fingerprint(dataclasses.asdict(survey.student.config)),
-                "teacher": fingerprint([teacher.identity for teacher in loaded]),
-                "tokenizer": fingerprint([tokenizer.fingerprint for tokenizer in survey.tokenizers]),
-                "data": fingerprint([train.fingerprint, validation.fingerprint]),
-            },
         )
 
     def _fused(self, survey: TextSurvey) -> Literal["auto", "on", "off"]:

@@ -14,12 +14,12 @@ import numpy as np
 from jaxdistill import data, losses, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
+from jaxdistill.config.families import DROPOUTS
 from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
 from jaxdistill.distill.teacher_cache import compute_logits
-from jaxdistill.distill.warm_start import check_warm_start
 from jaxdistill.errors import ConfigError, ModelError
-from jaxdistill.parallel import host_share, make_mesh, replicate, whole_batches
+from jaxdistill.parallel import host_share, replicate, whole_batches
 from jaxdistill.stages.inputs import SPLITS, LabelledRows, check_labels
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths
 from jaxdistill.train.checkpoint import file_digest
@@ -80,8 +80,6 @@ class Classification:
     def __init__(self, loading: Loading) -> None:
         self.loading = loading
         self.inputs = loading.inputs
-        self.run = loading.chain.run
-        self._teachers: dict[tuple[ResolvedTeacher, tuple[str, ...]], LoadedTeacher] = {}
         self._logits: dict[tuple[str, str], np.ndarray] = {}
 
     # --- before anything is loaded -----------------------------------------------------------------------------------
@@ -93,7 +91,7 @@ class Classification:
         config = self._student_config(stage, labelled, tokenizers[0])
         teacher_configs = self.loading.teacher_configs(stage)
         self._check(stage, config, teacher_configs, tokenizers, indices, labelled)
-        max_length = stage.data.max_length or min(models.positions(c) for c in (config, *teacher_configs))
+        max_length = self.loading.max_length(stage, (config, *teacher_configs))
         truncate = stage.data.max_length is not None if stage.data.truncate is None else stage.data.truncate
         model, parameters = self.loading.model(stage, config, task="classification")
         return ClassificationSurvey(stage, model, tokenizers, indices, max_length, parameters, labelled, truncate)
@@ -109,28 +107,12 @@ class Classification:
         student = stage.config.student
         named = {"id2label": labelled.names if labelled.named else None, "num_labels": len(labelled.names)}
         if student.pretrained is not None or student.asset is not None:
-            overrides = {
-                name: getattr(student, name)
-                for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-                if getattr(student, name) is not None
-            }
+            overrides = {name: getattr(student, name) for name in DROPOUTS if getattr(student, name) is not None}
             return dataclasses.replace(self.inputs.model_config(student), **named, **overrides)
-        shape = {
-            name: value
-            for name, value in dataclasses.asdict(student).items()
-            if value is not None and name not in ("pretrained", "asset", "revision", "architecture", "warm_start")
-        }
-        if "vocab_size" not in shape:
-            first = next(iter(stage.teachers), stage.warm_start_teacher)
-            same = first is not None and self.inputs.teacher_tokenizer(first).fingerprint == tokenizer.fingerprint
-            shape["vocab_size"] = (
-                self.loading.teacher_config(first).vocab_size if first and same else tokenizer.vocab_size
-            )
-        try:
-            config = models.config_from_hf({"model_type": student.architecture, **shape})
-        except ModelError as error:
-            raise ConfigError(f"stages.{stage.name}.student: {error}") from error
-        return dataclasses.replace(config, **named)
+        first = next(iter(stage.teachers), stage.warm_start_teacher)
+        same = first is not None and self.inputs.teacher_tokenizer(first).fingerprint == tokenizer.fingerprint
+        vocab_size = self.loading.teacher_config(first).vocab_size if first and same else tokenizer.vocab_size
+        return dataclasses.replace(self.loading.student_config(stage, vocab_size=vocab_size), **named)
 
     def _check(
         self,
@@ -158,11 +140,7 @@ class Classification:
         if stage.teachers and augment is not None and augment.mask and tokenizers[0].mask_token is None:
             raise ConfigError(f"data.augment.mask: tokenizer {tokenizers[0].name} has no mask token; set it to 0")
         student = stage.config.student
-        if student.warm_start is not None and stage.warm_start_teacher is not None:
-            try:
-                check_warm_start(config, self.loading.teacher_config(stage.warm_start_teacher), student.warm_start)
-            except ModelError as error:
-                raise ModelError(f"{where}.student: {error}") from error
+        self.loading.check_start(stage, config)
         if student.pretrained is not None or student.asset is not None:
             classes = self.inputs.classes(student)
             if classes not in (None, len(labelled.names)):
@@ -170,16 +148,8 @@ class Classification:
                     f"{where}.student: its classifier has {classes} classes, the data has {len(labelled.names)} "
                     f"({', '.join(labelled.names[:8])}); give a checkpoint without a classifier, or of these classes"
                 )
-        length = stage.data.max_length or min(models.positions(each) for _, each, _ in checked)
-        self.loading.check_terms(stage, config, teacher_configs, tokenizer_indices=indices, max_length=length)
-        for what, model_config, tokenizer in checked:
-            data.check_vocabulary(tokenizer, model_config.vocab_size, model=what)
-            positions = models.positions(model_config)
-            if stage.data.max_length is not None and stage.data.max_length > positions:
-                raise ConfigError(
-                    f"data.max_length: {stage.data.max_length} tokens, but {what} has {positions} positions; set "
-                    f"data.max_length={positions} or less"
-                )
+        self.loading.check_terms(stage, config, teacher_configs, tokenizer_indices=indices)
+        self.loading.check_sizes(stage, checked)
 
     # --- when a stage's turn has come --------------------------------------------------------------------------------
 
@@ -199,17 +169,9 @@ class Classification:
 
     def teacher(self, reference: ResolvedTeacher, survey: ClassificationSurvey) -> LoadedTeacher:
         """One teacher: an earlier stage's checkpoint, or a given model whose classifier must be whole."""
+        labelled = survey.labelled
         # a given teacher's classes are put in the data's order, which another stage's data may not share
-        key = (dataclasses.replace(reference, weight=1.0), survey.labelled.names)
-        if key not in self._teachers:
-            trained = reference.stage is not None
-            loaded = (
-                self.loading.load_stage(reference, spread=True)
-                if trained
-                else self._load_given(reference, survey.labelled)
-            )
-            self._teachers[key] = dataclasses.replace(loaded, params=self.loading.as_teacher(loaded.params))
-        return self._teachers[key]
+        return self.loading.teacher(reference, lambda given: self._load_given(given, labelled), variant=labelled.names)
 
     def _load_given(self, reference: ResolvedTeacher, labelled: LabelledRows) -> LoadedTeacher:
         directory = self.inputs.directory(reference)
@@ -239,7 +201,7 @@ class Classification:
         if self.loading.untrained:
             return np.zeros((len(dataset), teacher.model.num_labels), np.float32)
         if key not in self._logits:
-            mesh = make_mesh(self.run.parallel)
+            mesh = self.loading.mesh
             self._logits[key] = compute_logits(
                 teacher.model,
                 replicate(teacher.params, mesh),
@@ -282,7 +244,7 @@ class Classification:
 
     def job(self, survey: ClassificationSurvey) -> Job:
         """Everything a stage's training needs."""
-        stage, run = survey.stage, self.run
+        stage = survey.stage
         train, validation = self.dataset(survey, "train"), self.dataset(survey, "validation")
         assert train is not None
         assert validation is not None
@@ -302,12 +264,10 @@ class Classification:
         tokens = settings.batch_size * float(train.lengths.mean())
         price = compile_steps(survey.student, teachers, tokens=tokens)
         lengths = data.bucket_lengths(train, steps=steps, compile_steps=price)
-        return Job(
-            title=stage.key,
-            directory=stage.directory,
-            config=stage.config,
-            seed=stage.seed,
-            student=survey.student,
+        return self.loading.job(
+            survey,
+            loaded,
+            data=[train.fingerprint, validation.fingerprint],
             initial_params=lambda: self._initial_params(survey),
             teachers=tuple(teachers),
             teacher_params=tuple(teacher_params),
@@ -321,22 +281,12 @@ class Classification:
             total_steps=steps,
             steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),
             validate=self._validation(survey, validation),
-            parallel=run.parallel,
-            precision=run.precision,
-            logging=run.logging,
-            run_name=f"{run.name}/{stage.key}",
-            fingerprints={
-                "student": fingerprint(dataclasses.asdict(survey.student.config)),
-                "teacher": fingerprint([teacher.identity for teacher in loaded]),
-                "tokenizer": fingerprint([tokenizer.fingerprint for tokenizer in survey.tokenizers]),
-                "data": fingerprint([train.fingerprint, validation.fingerprint]),
-            },
         )
 
     def _validation(self, survey: ClassificationSurvey, dataset: data.TokenizedDataset) -> Any:
         """The measurement that chooses checkpoints; the teachers' logits are computed once, here."""
         theirs = self.mixture(survey, dataset)
-        mesh = make_mesh(self.run.parallel)
+        mesh = self.loading.mesh
         batch_size = whole_batches(survey.stage.config.evaluate.batch_size, mesh)
 
         def validate(params: Params, _: Any) -> dict[str, float]:

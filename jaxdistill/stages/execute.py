@@ -47,7 +47,7 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
       UserError: anything wrong with the configuration, the data or the models, before the first stage trains.
       DivergedError, Interrupted, ExternalError: see `jaxdistill.errors`.
     """
-    console = console if is_lead_host() and console else Console(quiet=not is_lead_host())
+    console = (console or Console()) if is_lead_host() else Console(quiet=True)
     chain = build_chain(run)
     with ExitStack() as held:
         on_lead_host(lambda: held.enter_context(locked(chain.directory)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,18 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdistill import data, models
+from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.distill.layer_maps import describe_layers
 from jaxdistill.distill.term_checks import check_terms
-from jaxdistill.distill.warm_start import warm_start
-from jaxdistill.errors import ConfigError
+from jaxdistill.distill.warm_start import check_warm_start, warm_start
+from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.models.axes import check_mesh, param_shardings
 from jaxdistill.parallel import check_divisible, make_mesh
 from jaxdistill.run_directory import handed_on, read_record
 from jaxdistill.stages.inputs import Inputs
 from jaxdistill.train.checkpoint import load_params
+from jaxdistill.train.job import Job
 from jaxdistill.typing import Batch, Params
 
 
@@ -62,6 +65,7 @@ class Loading:
         self.untrained = untrained
         self.inputs = Inputs(chain)
         self.surveys: dict[str, Any] = {}
+        self._teachers: dict[tuple[ResolvedTeacher, Any], LoadedTeacher] = {}
 
     @property
     def dtype(self) -> Any:
@@ -113,6 +117,17 @@ class Loading:
         """Those of all the stage's teachers."""
         return [self.teacher_config(teacher) for teacher in stage.teachers]
 
+    def student_config(self, stage: ChainStage, **known: Any) -> Any:
+        """The configuration of a fresh student; arguments as `models.student_config`.
+
+        Raises:
+            ConfigError: it cannot be built.
+        """
+        try:
+            return models.student_config(stage.config.student, **known)
+        except (ModelError, ConfigError) as error:
+            raise ConfigError(f"stages.{stage.name}.student: {error}") from error
+
     def model(self, stage: ChainStage, config: Any, *, task: str) -> tuple[models.Model, int]:
         """The student of that configuration, and how many parameters it has; the devices can share both it and a batch.
 
@@ -130,6 +145,40 @@ class Loading:
             raise ConfigError(f"stages.{stage.name}: {error}") from error
         return model, models.parameter_count(models.parameter_shapes(model))
 
+    def max_length(self, stage: ChainStage, configs: Sequence[Any]) -> int:
+        """Tokens of a stage's sequences at most: what is written, else what all its models have positions for."""
+        return stage.data.max_length or min(models.positions(config) for config in configs)
+
+    def check_sizes(self, stage: ChainStage, checked: Iterable[tuple[str, Any, data.Tokenizer]]) -> None:
+        """Vocabulary and positions of each model (what it is called, its configuration, the tokenizer it reads).
+
+        Raises:
+            ModelError: an embedding without rows for all tokens.
+            ConfigError: sequences longer than a model's positions.
+        """
+        for what, config, tokenizer in checked:
+            data.check_vocabulary(tokenizer, config.vocab_size, model=what)
+            positions = models.positions(config)
+            if stage.data.max_length is not None and stage.data.max_length > positions:
+                raise ConfigError(
+                    f"data.max_length: {stage.data.max_length} tokens, but {what} has {positions} positions; set "
+                    f"data.max_length={positions} or less"
+                )
+
+    def check_start(self, stage: ChainStage, student: Any) -> None:
+        """Whether a student of that configuration can start from whom it is to.
+
+        Raises:
+            ModelError: it cannot.
+        """
+        start = stage.config.student.warm_start
+        if start is None or stage.warm_start_teacher is None:
+            return
+        try:
+            check_warm_start(student, self.teacher_config(stage.warm_start_teacher), start)
+        except ModelError as error:
+            raise ModelError(f"stages.{stage.name}.student: {error}") from error
+
     def check_terms(
         self,
         stage: ChainStage,
@@ -137,12 +186,48 @@ class Loading:
         teachers: Sequence[Any],
         *,
         tokenizer_indices: Sequence[int],
-        max_length: int,
     ) -> None:
         """What the terms of a stage need of its models; which layers they compare is said."""
-        check_terms(stage, student, teachers, tokenizer_indices=tokenizer_indices, max_length=max_length)
-        for line in describe_layers(stage.terms, [config.num_hidden_layers for config in (student, *teachers)]):
+        configs = (student, *teachers)
+        length = self.max_length(stage, configs)
+        check_terms(stage, student, teachers, tokenizer_indices=tokenizer_indices, max_length=length)
+        for line in describe_layers(stage.terms, [config.num_hidden_layers for config in configs]):
             self.console.print(f"{stage.key}: {line}", highlight=False)
+
+    def teacher(
+        self, reference: ResolvedTeacher, given: Callable[[ResolvedTeacher], LoadedTeacher], *, variant: Any = None
+    ) -> LoadedTeacher:
+        """A teacher, loaded once: an earlier stage's student, or what `given` loads, once for each `variant`."""
+        key = (dataclasses.replace(reference, weight=1.0), variant)
+        if key not in self._teachers:
+            loaded = given(reference) if reference.stage is None else self.load_stage(reference, spread=True)
+            self._teachers[key] = dataclasses.replace(loaded, params=self.as_teacher(loaded.params))
+        return self._teachers[key]
+
+    def job(self, survey: Survey, loaded: Sequence[LoadedTeacher], *, data: Sequence[str], **own: Any) -> Job:
+        """A stage's job: what is the same whatever the task, and the task's `own` fields.
+
+        `loaded`: its teachers. `data`: fingerprints of what is trained and chosen on.
+        """
+        stage, run = survey.stage, self.chain.run
+        return Job(
+            title=stage.key,
+            directory=stage.directory,
+            config=stage.config,
+            seed=stage.seed,
+            student=survey.student,
+            parallel=run.parallel,
+            precision=run.precision,
+            logging=run.logging,
+            run_name=f"{run.name}/{stage.key}",
+            fingerprints={
+                "student": fingerprint(dataclasses.asdict(survey.student.config)),
+                "teacher": fingerprint([teacher.identity for teacher in loaded]),
+                "tokenizer": fingerprint([tokenizer.fingerprint for tokenizer in survey.tokenizers]),
+                "data": fingerprint(list(data)),
+            },
+            **own,
+        )
 
     def load_stage(self, reference: ResolvedTeacher, *, spread: bool = False) -> LoadedTeacher:
         """The student that a finished stage hands on; `spread`: laid out as a teacher as it is read, else whole."""

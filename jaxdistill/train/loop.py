@@ -122,17 +122,15 @@ class _Loop:
         )
         self.state = self.step.put_state(state)
         self.teacher_params = self.step.put_params(job.teacher_params)
-        self.writer = (
-            None
-            if not is_lead_host()
-            else MetricsWriter(
+        self.writer = None
+        if is_lead_host():
+            self.writer = MetricsWriter(
                 job.directory,
                 tensorboard=job.logging.tensorboard,
                 wandb=job.logging.wandb,
                 run_name=job.run_name,
                 resume_step=self.done,
             )
-        )
         self.progress = StageProgress(
             job.title, self.total, self.done, console, counts_tokens=job.student.task == "causal_lm"
         )
