@@ -14,6 +14,7 @@ from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.data.rows import bad_rows_error
 from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.errors import DataError, ModelError
+from jaxdistill.inference.limits import allowed_length
 from jaxdistill.train.evaluate import evaluate_logits
 from jaxdistill.typing import Float, Int
 
@@ -69,11 +70,7 @@ class Classifier:
         self.tokenizer = data.load_tokenizer(directory)
         data.check_vocabulary(self.tokenizer, self.model.config.vocab_size, model=self.source)
         positions = models.positions(self.model.config)
-        if max_length is not None and max_length > positions:
-            raise ModelError(
-                f"max_length is {max_length}, but {source} has {positions} positions; give {positions} or less"
-            )
-        self.max_length = max_length or positions
+        self.max_length = allowed_length(max_length, positions=positions, source=source)
         self.truncate = truncate
         self.batch_size = batch_size
         names = self.model.config.id2label

@@ -19,6 +19,7 @@ from jaxdistill.data.rows import bad_rows_error
 from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.errors import DataError, ModelError
 from jaxdistill.inference.generation import continue_tokens
+from jaxdistill.inference.limits import allowed_length
 from jaxdistill.train.evaluate_text import evaluate_text
 
 _SHORTEST_WINDOW = 32
@@ -78,12 +79,7 @@ class LanguageModel:
         self.tokenizer = data.load_tokenizer(directory)
         data.check_vocabulary(self.tokenizer, self.model.config.vocab_size, model=self.source)
         self.positions = models.positions(self.model.config)
-        if max_length is not None and max_length > self.positions:
-            raise ModelError(
-                f"max_length is {max_length}, but {source} has {self.positions} positions; give {self.positions} or "
-                "less"
-            )
-        self.max_length = max_length or self.positions
+        self.max_length = allowed_length(max_length, positions=self.positions, source=source)
         self.end_ids = _end_ids(directory, self.model.config)
 
     def continuations(

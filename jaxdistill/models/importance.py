@@ -17,10 +17,10 @@ from flax import nnx
 
 from jaxdistill.models.build import Model, structure
 from jaxdistill.models.causal_attention import causal_attention
-from jaxdistill.models.layers import RMSNorm, activation
+from jaxdistill.models.layers import RMSNorm
 from jaxdistill.models.llama import DecoderLayer
 from jaxdistill.models.outputs import Request
-from jaxdistill.models.rope import Rotation, rotate
+from jaxdistill.models.rope import Rotation
 from jaxdistill.models.stack import Layers
 from jaxdistill.typing import Array, Batch, Bool, Float, Int, Params
 
@@ -97,13 +97,8 @@ def _measured(
     seen, attention = _seen(x, segments), layer.attention
     normed = layer.attention_norm(x)
     at_attention = _channels(x, normed, seen)
-    query, key, value = attention.query(normed), attention.key(normed), attention.value(normed)
-    if attention.qk_norm:
-        query, key = attention.query_norm(query), attention.key_norm(key)
     context = causal_attention(
-        rotate(query, rotation),
-        rotate(key, rotation),
-        value,
+        *attention.heads(normed, rotation),
         segments,
         window=window,
         implementation=attention.implementation,
@@ -111,7 +106,7 @@ def _measured(
     x = x + attention.output(context)
     normed = layer.feed_forward_norm(x)
     at_feed_forward = _channels(x, normed, seen)
-    inner = activation(layer.hidden_act)(layer.gate(normed)) * layer.up(normed)
+    inner = layer.gated(normed)
     out = layer.down.kernel[...].astype(jnp.float32)
     channels, energy = map(jnp.stack, zip(at_attention, at_feed_forward, strict=True))
     return x + layer.down(inner), {

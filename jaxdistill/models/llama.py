@@ -53,10 +53,7 @@ class GroupedQueryAttention(nnx.Module):
         wanted: frozenset[str],
     ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
         """Attention output, and the signals in `wanted` among attentions, attention_scores and qkv."""
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        if self.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, rotation), rotate(key, rotation)
+        query, key, value = self.heads(x, rotation)
         signals = {}
         if "qkv" in wanted:
             shared = query.shape[2] // key.shape[2]
@@ -69,6 +66,15 @@ class GroupedQueryAttention(nnx.Module):
         else:
             context = causal_attention(query, key, value, segments, window=window, implementation=self.implementation)
         return self.output(context), signals
+
+    def heads(
+        self, x: Float[Array, "B S D"], rotation: Rotation
+    ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """Queries, keys and values; queries and keys normalised, if they are, and rotated."""
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return rotate(query, rotation), rotate(key, rotation), value
 
 
 class DecoderLayer(nnx.Module):
@@ -100,10 +106,12 @@ class DecoderLayer(nnx.Module):
             self.attention_norm(x), rotation=rotation, segments=segments, window=window, wanted=wanted
         )
         x = x + checkpoint_name(attended, "attention_output")
-        normed = self.feed_forward_norm(x)
-        gated = activation(self.hidden_act)(self.gate(normed)) * self.up(normed)
-        x = x + checkpoint_name(self.down(gated), "feed_forward_output")
+        x = x + checkpoint_name(self.down(self.gated(self.feed_forward_norm(x))), "feed_forward_output")
         return x, signals | ({"hidden_states": x} if "hidden_states" in wanted else {})
+
+    def gated(self, normed: Float[Array, "B S D"]) -> Float[Array, "B S F"]:
+        """The feed-forward's inner units."""
+        return activation(self.hidden_act)(self.gate(normed)) * self.up(normed)
 
 
 class TokenEmbeddings(nnx.Module):
