@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from one_processor import run_pinned
 
 VARIANTS = ("jaxdistill", "jaxdistill-dense", "torch", "torch-compiled")
 TEMPERATURE, KD_WEIGHT, LEARNING_RATE, WEIGHT_DECAY = 2.0, 0.7, 2e-4, 0.1
@@ -85,25 +84,10 @@ def _parse() -> argparse.Namespace:
 
 
 def _spawn(arguments: argparse.Namespace, variant: str, blocks: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--variant", variant, "--blocks", str(blocks)]
+    options = ["--variant", variant, "--blocks", str(blocks)]
     for name in ("teacher", "text", "layers", "hidden", "intermediate", "heads", "kv_heads", "warm_up", "remat"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    }
-    done = subprocess.run(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {arguments.cpu}),
-    )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        options += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    return run_pinned(__file__, options, cpu=arguments.cpu)
 
 
 def _print(results: dict[str, list[dict[str, float]]]) -> None:
@@ -256,7 +240,7 @@ def _batch(block: np.ndarray) -> dict[str, np.ndarray]:
 def _measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     """Transformers models, whole logits of both, teacher in inference mode, fused AdamW: the usual loop."""
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F  # noqa: N812  as everybody calls it
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     meter = _Meter()

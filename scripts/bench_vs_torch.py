@@ -14,14 +14,14 @@ import argparse
 import csv
 import itertools
 import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from one_processor import run_pinned
 
 SHAPES = {"L6H384": (6, 384, 12, 1536), "mini": (4, 256, 4, 1024), "tiny": (2, 128, 2, 512), "femto": (2, 50, 2, 200)}
 VARIANTS = ("jaxdistill", "torch-dynamic", "torch-pad128", "torch-dynamic-compiled")
@@ -65,24 +65,10 @@ def _parse() -> argparse.Namespace:
 
 
 def _spawn(arguments: argparse.Namespace, variant: str, student: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--variant", variant, "--student", student]
-    command += ["--teacher", str(arguments.teacher), "--data", str(arguments.data)]
-    command += ["--batch-size", str(arguments.batch_size), "--seconds", str(arguments.seconds)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    }
-    done = subprocess.run(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {arguments.cpu}),
-    )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    options = ["--variant", variant, "--student", student]
+    options += ["--teacher", str(arguments.teacher), "--data", str(arguments.data)]
+    options += ["--batch-size", str(arguments.batch_size), "--seconds", str(arguments.seconds)]
+    return run_pinned(__file__, options, cpu=arguments.cpu)
 
 
 def _print(results: dict[str, dict[str, list[dict[str, float]]]]) -> None:
@@ -200,7 +186,7 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
 def _measure_torch(arguments: argparse.Namespace) -> dict[str, float]:
     """Transformers models, batch-maximum or fixed padding, `no_grad` teacher, AdamW: the usual loop."""
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F  # noqa: N812  as everybody calls it
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     torch.set_num_threads(1)
