@@ -102,7 +102,7 @@ def _join(cluster: Cluster, timeout: int) -> None:
                 cluster.local_device_ids,
                 initialization_timeout=timeout + _GRACE,
             )
-        except Exception as error:
+        except Exception as error:  # a thread's own would be lost: the caller raises it
             failures.append(error)
 
     thread = threading.Thread(target=initialize, name="jax-distributed", daemon=True)

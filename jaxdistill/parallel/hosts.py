@@ -29,7 +29,7 @@ def on_every_host(action: Callable[[], Any]) -> list[Any]:
     result, failure = None, None
     try:
         result = action()
-    except Exception as error:
+    except Exception as error:  # whatever it is, the other processes wait to be told
         failure = error
     outcomes = exchange(
         {"result": result} if failure is None else {"error": str(failure), "class": type(failure).__name__}

@@ -76,7 +76,7 @@ def test_arguments_come_first():
 
 def test_a_pod_that_does_not_know_the_others():
     if importlib.util.find_spec("kubernetes") is not None:
-        pytest.skip("JAX asks the cluster itself")
+        pytest.skip("with the kubernetes package JAX asks the cluster itself, and there is none here")
     assert detect(POD) is None
     with pytest.raises(ConfigError, match=r"pod 3 of an indexed Kubernetes job.* JAX_NUM_PROCESSES"):
         detect(POD | {"JOB_COMPLETION_INDEX": "3"})

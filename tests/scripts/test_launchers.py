@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 LAUNCH = Path(__file__).parents[2] / "scripts" / "launch"
 SCRIPTS = [LAUNCH / "slurm.sbatch", LAUNCH / "tpu_pod.sh"]
@@ -156,7 +157,7 @@ def test_tpu_interruption_reaches_the_hosts(slice_environment, commands):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)  # as Kubernetes spells them
 
 
 DNSLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
@@ -168,7 +169,7 @@ class FailurePolicyRule(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
     action: Literal["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]
-    onJobFailureReasons: list[  # noqa: N815
+    on_job_failure_reasons: list[
         Literal[
             "BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy"
         ]
@@ -178,7 +179,7 @@ class FailurePolicyRule(_Strict):
 class FailurePolicy(_Strict):
     """jobset.x-k8s.io/v1alpha2, FailurePolicy."""
 
-    maxRestarts: Annotated[int, Field(ge=0)]  # noqa: N815
+    max_restarts: Annotated[int, Field(ge=0)]
     rules: list[FailurePolicyRule]
 
 
@@ -186,8 +187,8 @@ class PodFailurePolicyRule(_Strict):
     """batch/v1, PodFailurePolicyRule."""
 
     action: Literal["Ignore", "FailIndex", "FailJob", "Count"]
-    onPodConditions: list[dict[Literal["type", "status"], str]] | None = None  # noqa: N815
-    onExitCodes: dict[Literal["containerName", "operator", "values"], Any] | None = None  # noqa: N815
+    on_pod_conditions: list[dict[Literal["type", "status"], str]] | None = None
+    on_exit_codes: dict[Literal["containerName", "operator", "values"], Any] | None = None
 
 
 class Container(_Strict):
@@ -198,15 +199,15 @@ class Container(_Strict):
     command: list[str]
     ports: list[dict[Literal["containerPort"], Count]]
     resources: dict[Literal["limits"], dict[Literal["google.com/tpu"], Count]]
-    volumeMounts: list[dict[Literal["name", "mountPath"], str]]  # noqa: N815
+    volume_mounts: list[dict[Literal["name", "mountPath"], str]]
 
 
 class PodSpec(_Strict):
     """v1, PodSpec: the fields we use."""
 
-    restartPolicy: Literal["Never"]  # a pod failure policy asks for it  # noqa: N815
-    terminationGracePeriodSeconds: Count  # noqa: N815
-    nodeSelector: dict[str, str]  # noqa: N815
+    restart_policy: Literal["Never"]  # a pod failure policy asks for it
+    termination_grace_period_seconds: Count
+    node_selector: dict[str, str]
     containers: list[Container]
     volumes: list[dict[str, Any]]
 
@@ -220,11 +221,11 @@ class PodTemplate(_Strict):
 class JobSpec(_Strict):
     """batch/v1, JobSpec: the fields we use."""
 
-    completionMode: Literal["Indexed"]  # noqa: N815
+    completion_mode: Literal["Indexed"]
     parallelism: Count
     completions: Count
-    backoffLimit: Annotated[int, Field(ge=0)]  # noqa: N815
-    podFailurePolicy: dict[Literal["rules"], list[PodFailurePolicyRule]]  # noqa: N815
+    backoff_limit: Annotated[int, Field(ge=0)]
+    pod_failure_policy: dict[Literal["rules"], list[PodFailurePolicyRule]]
     template: PodTemplate
 
 
@@ -245,8 +246,8 @@ class ReplicatedJob(_Strict):
 class JobSetSpec(_Strict):
     """jobset.x-k8s.io/v1alpha2, JobSetSpec."""
 
-    failurePolicy: FailurePolicy  # noqa: N815
-    replicatedJobs: list[ReplicatedJob]  # noqa: N815
+    failure_policy: FailurePolicy
+    replicated_jobs: list[ReplicatedJob]
 
 
 class Metadata(_Strict):
@@ -259,7 +260,7 @@ class Metadata(_Strict):
 class JobSet(_Strict):
     """jobset.x-k8s.io/v1alpha2, JobSet."""
 
-    apiVersion: Literal["jobset.x-k8s.io/v1alpha2"]  # noqa: N815
+    api_version: Literal["jobset.x-k8s.io/v1alpha2"]
     kind: Literal["JobSet"]
     metadata: Metadata
     spec: JobSetSpec
@@ -288,24 +289,24 @@ def job_set(manifest, exported) -> JobSet:
 
 
 def test_manifest_restarts_all_hosts_of_an_interrupted_run(job_set):
-    (rule,) = job_set.spec.failurePolicy.rules
+    (rule,) = job_set.spec.failure_policy.rules
     assert rule.action == "RestartJobSetAndIgnoreMaxRestarts"
-    job = job_set.spec.replicatedJobs[0].template.spec
-    assert job.backoffLimit == 0
+    job = job_set.spec.replicated_jobs[0].template.spec
+    assert job.backoff_limit == 0
     assert job.parallelism == job.completions == 16
-    rules = job.podFailurePolicy["rules"]
+    rules = job.pod_failure_policy["rules"]
     assert [rule.action for rule in rules] == ["FailJob", "FailJob"]  # whose reason is PodFailurePolicy
     (container,) = job.template.spec.containers
-    assert rules[1].onExitCodes == {"containerName": container.name, "operator": "In", "values": [143]}
+    assert rules[1].on_exit_codes == {"containerName": container.name, "operator": "In", "values": [143]}
     assert {volume["name"] for volume in job.template.spec.volumes} == {
-        mount["name"] for mount in container.volumeMounts
+        mount["name"] for mount in container.volume_mounts
     }
-    assert job.template.spec.nodeSelector["cloud.google.com/gke-tpu-topology"] == "4x4x4"  # 16 hosts of 4 chips
+    assert job.template.spec.node_selector["cloud.google.com/gke-tpu-topology"] == "4x4x4"  # 16 hosts of 4 chips
     assert container.resources["limits"]["google.com/tpu"] * job.completions == 4 * 4 * 4
 
 
 def test_manifest_starts_the_run_in_every_pod(job_set, commands):
-    (container,) = job_set.spec.replicatedJobs[0].template.spec.template.spec.containers
+    (container,) = job_set.spec.replicated_jobs[0].template.spec.template.spec.containers
     done = subprocess.run(container.command, env={**commands.environment, "STATUS": "143"}, check=False)
     assert done.returncode == 143  # the first process is the run: its status is the pod's, and signals go to it
     expected = ["run", "configs/quickstart.yaml", "output_dir=/runs/distil", "parallel.fsdp=-1"]
