@@ -119,7 +119,10 @@ def test_every_leaf_goes_straight_into_its_sharding(saved):
 
 
 def test_host_memory_holds_one_leaf_at_a_time(tmp_path):
-    """NumPy's own memory while 36 MB are saved and loaded: the largest leaf is 8.4 MB, the largest tensor 5.1 MB."""
+    """NumPy's own memory while 36 MB are saved and loaded: the largest leaf is 8.4 MB, the largest tensor 5.1 MB.
+
+    A CPU device may keep an aligned leaf as its own array: what is still there at the end is the devices', not ours.
+    """
     wide = {"vocab_size": 20000, "hidden_size": 64, "intermediate_size": 8192, "num_hidden_layers": 4}
     model = models.build(SHAPE | {"model_type": "llama"} | wide, task="causal_lm")
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), models.parameter_shapes(model))
@@ -127,10 +130,11 @@ def test_host_memory_holds_one_leaf_at_a_time(tmp_path):
 
     def peak(work):
         tracemalloc.start()
-        work()
-        found = tracemalloc.get_traced_memory()[1]
+        made = work()
+        kept, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return found
+        del made
+        return most - kept
 
     assert peak(lambda: models.save_pretrained(model, params, tmp_path / "model", max_shard_bytes=6 * 10**6)) < 20e6
     load(tmp_path / "model")  # traces the model, which takes memory of its own

@@ -112,11 +112,15 @@ class _Placement:
     shardings: Any
 
     def __call__(self, path: tuple[str, ...], leaf: np.ndarray) -> jax.Array:
-        """Each device takes its part from host memory; nothing passes between processes."""
+        """Each device takes its part from host memory; nothing passes between processes.
+
+        Returns when it is there: transfers under way keep their leaves in host memory.
+        """
         leaf = leaf.astype(self.dtype, copy=False)
         if self.shardings is None:
-            return jnp.array(leaf)
-        return jax.make_array_from_callback(leaf.shape, _leaf(self.shardings, path), lambda index: leaf[index])
+            return jnp.array(leaf).block_until_ready()
+        placed = jax.make_array_from_callback(leaf.shape, _leaf(self.shardings, path), lambda index: leaf[index])
+        return placed.block_until_ready()
 
 
 def _shardings(sharding: Any, shapes: dict[str, Any]) -> Any:
