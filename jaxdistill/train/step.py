@@ -230,6 +230,10 @@ class TrainStep:
         self._check_state(state)
         return self._compiled.lower(state, tuple(teacher_params), self.put_batch(batch))
 
+    def jaxpr(self, state: Any, teacher_params: Sequence[Any], batch: Any) -> Any:
+        """The step's ClosedJaxpr for arguments as it takes them, or their shapes: what `train.flops` counts on."""
+        return jax.make_jaxpr(self._compiled)(state, tuple(teacher_params), batch)
+
     def put_batch(self, batch: Batch) -> Batch:
         """The batch where the step wants it; one that is already there passes through. See `parallel.put_batch`.
 
