@@ -6,17 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 import jaxdistill
+from jaxdistill.cli.arguments import BatchSize, Debug, Json, MaxLength, ModelArgument, Revision, Truncate, examples
 from jaxdistill.cli.failures import BROKEN_PIPE, INTERRUPTED, report_failure, silence_stdout
+from jaxdistill.cli.terminal import open_console, print_json
 from jaxdistill.host_memory import keep_freed_memory
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class _Group(TyperGroup):
@@ -32,40 +31,16 @@ class _Group(TyperGroup):
             raise SystemExit(report_failure(KeyboardInterrupt(), debug=False)) from None
 
 
-def _examples(*commands: str) -> str:
-    """An epilog whose lines stay as they are (click's mark for that is a backspace)."""
-    return "\n".join(("\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {line}" for line in commands)))
-
-
 app = typer.Typer(
     name="jaxdistill",
     cls=_Group,
     help="Progressive knowledge distillation of transformers in JAX: one YAML, one command.",
-    epilog=_examples("jaxdistill run configs/quickstart.yaml"),
+    epilog=examples("jaxdistill run configs/quickstart.yaml"),
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL_OR_STAGE",
-        help="Hugging Face directory or hub id, or a stage of a run: RUN_DIR:STAGE or RUN_DIR/stages/STAGE.",
-        show_default=False,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; everything else goes to stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]  # read by `main`
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Most texts in one forward pass (default: 64; of a language model 8).")
-]
-MaxLength = Annotated[int | None, typer.Option(min=3, help="Most tokens of a text (default: the model's positions).")]
-Truncate = Annotated[
-    bool, typer.Option("--truncate", help="Cut longer texts instead of refusing them (classifiers only).")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -94,7 +69,7 @@ def _root(
         raise typer.Exit(2)
 
 
-@app.command(epilog=_examples("jaxdistill run configs/quickstart.yaml stages.1.train.learning_rate=3e-4"))
+@app.command(epilog=examples("jaxdistill run configs/quickstart.yaml stages.1.train.learning_rate=3e-4"))
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)],
     overrides: Annotated[
@@ -125,14 +100,14 @@ def run(
     from jaxdistill.parallel.distributed import is_lead_host, start
 
     start()
-    console = _console(stderr=as_json, quiet=quiet or not is_lead_host())
+    console = open_console(stderr=as_json, quiet=quiet or not is_lead_host())
     result = stages.check(loaded, console=console) if check else stages.execute(loaded, console=console).to_dict()
     if as_json and is_lead_host():
-        _print_json(result)
+        print_json(result)
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "jaxdistill evaluate runs/quickstart:student --data reviews.csv --text review --label stars",
         "jaxdistill evaluate runs/lm:student --data books.txt --max-length 512 --teacher ./teacher",
     )
@@ -194,13 +169,13 @@ def evaluate(
     )
     result = evaluate_model(options)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        print_evaluation(result, _console())
+        print_evaluation(result, open_console())
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         'jaxdistill predict runs/quickstart:student "what a film"',
         "jaxdistill predict runs/quickstart:student --json < lines.txt",
         'jaxdistill predict runs/lm:student --max-new-tokens 40 --temperature 0.8 "Once upon a time"',
@@ -254,7 +229,7 @@ def predict(
         print(answer, flush=True)
 
 
-@app.command(epilog=_examples("jaxdistill export runs/quickstart my-student --stage student --seed 1"))
+@app.command(epilog=examples("jaxdistill export runs/quickstart my-student --stage student --seed 1"))
 def export(
     source: Annotated[
         str,
@@ -285,12 +260,12 @@ def export(
     written = export_stage(source, output, stage=stage, seed=seed, factorised=factorised, dtype=dtype, force=force)
     size = sum(path.stat().st_size for path in written.iterdir() if path.is_file())
     if as_json:
-        _print_json({"output": str(written), "bytes": size})
+        print_json({"output": str(written), "bytes": size})
     else:
         print(f"{written} ({byte_size(size)})")
 
 
-@app.command(epilog=_examples("jaxdistill fetch minilm-l6"))
+@app.command(epilog=examples("jaxdistill fetch minilm-l6"))
 def fetch(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Asset; without one, list them.")] = None,
     as_json: Json = False,
@@ -305,19 +280,19 @@ def fetch(
     if name is not None:
         path = assets.fetch(name)
         if as_json:
-            _print_json({"name": name, "path": str(path)})
+            print_json({"name": name, "path": str(path)})
         else:
             print(path)
         return
     if as_json:
-        _print_json([{"name": key, **_asset_facts(asset)} for key, asset in assets.ASSETS.items()])
+        print_json([{"name": key, **_asset_facts(asset)} for key, asset in assets.ASSETS.items()])
         return
     for key, asset in assets.ASSETS.items():
         splits = f"\n  splits: {', '.join(asset.splits)}" if asset.splits else ""
         print(f"{key}\n  {asset.content}\n  {asset.package} {asset.version}, licence {asset.licence}{splits}")
 
 
-@app.command(epilog=_examples("jaxdistill report runs/quickstart"))
+@app.command(epilog=examples("jaxdistill report runs/quickstart"))
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.", show_default=False)],
     as_json: Json = False,
@@ -333,28 +308,11 @@ def report(
     path = write_report(run_dir)
     summary = load_summary(run_dir)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
-    console = _console()
+    console = open_console()
     print_table(summary, console)
     console.print(f"\nreport: {path}", highlight=False, soft_wrap=True)
-
-
-def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console; where its output is no terminal, wide enough that no table is folded."""
-    from rich.console import Console
-
-    class PipeConsole(Console):
-        def on_broken_pipe(self) -> None:  # rich would exit with 1, which is our own fault's status
-            silence_stdout()
-            raise SystemExit(BROKEN_PIPE)
-
-    stream = sys.stderr if stderr else sys.stdout
-    return PipeConsole(stderr=stderr, quiet=quiet, width=None if stream.isatty() else 140)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def _asset_facts(asset: Any) -> dict[str, Any]:
