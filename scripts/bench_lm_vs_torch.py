@@ -71,7 +71,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--remat", default="none", help="train.remat of our student: none, full, dots or names")
+    parser.add_argument("--remat", default="names", help="train.remat of our student: none, full, dots or names")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each turn")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--variants", default=",".join(VARIANTS))
@@ -180,7 +180,7 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
     from jaxdistill.train.optimizer import build_optimizer
 
     meter = _Meter()
-    teacher, teacher_params = models.from_pretrained(arguments.teacher, task="causal_lm")
+    teacher = models.build(models.config_from_hf(arguments.teacher), task="causal_lm")
     shape = _shape(arguments, teacher.config.vocab_size)
     student = models.build(
         models.config_from_hf({"model_type": "llama", **shape}), task="causal_lm", remat=arguments.remat
@@ -206,23 +206,22 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
         objective=make_objective(terms, (1.0,), fused=fused),
         optimizer=optimizer,
     )
+    blocks = np.load(arguments.blocks)
+    # compiled from shapes, before there are weights beside which the compiler would need its memory
+    shapes = step.abstract_params([models.parameter_shapes(teacher)])
+    step.lower(step.abstract_state(), shapes, _batch(blocks[0])).compile()
+    release_freed_memory()
+    taught = step.put_params((models.from_pretrained(arguments.teacher, task="causal_lm")[1],))
     state = init_state(student, optimizer, jax.random.key(0))
-    taught = step.put_params((teacher_params,))
-    del teacher_params
-
-    compiled = False
+    release_freed_memory()
 
     def advance(block: np.ndarray) -> float:
-        nonlocal state, compiled
-        if not compiled:
-            step.lower(state, taught, step.put_batch(_batch(block))).compile()
-            release_freed_memory()  # what loading and compiling took
-            compiled = True
+        nonlocal state
         state, metrics = step(state, taught, _batch(block))
         total, count = jax.device_get(metrics["loss"])
         return total / count
 
-    return meter.time(advance, np.load(arguments.blocks), warm_up=arguments.warm_up)
+    return meter.time(advance, blocks, warm_up=arguments.warm_up)
 
 
 def _batch(block: np.ndarray) -> dict[str, np.ndarray]:

@@ -6,9 +6,9 @@ size tokens × vocabulary ever exists, for either model. See `tile.py` for what 
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -36,6 +36,9 @@ from jaxdistill.losses.varying import equally_varying, varying_like
 # the head's gradient, read and written once a chunk, does not bound an accelerator: 512 tokens at 128,256 classes.
 _TILE_BYTES = 2**28
 _CHUNKS, _FEWEST_TOKENS = 8, 64
+# Of what a CPU adds to the head's gradient at a time, and of the logits it makes gradients of at a time.
+_PIECE_BYTES, _CACHED_BYTES = 2**23, 2**20
+_PER_TOKEN = ("labels", "labelled", "counted")
 
 
 def fused_linear_distillation(
@@ -57,6 +60,7 @@ def fused_linear_distillation(
     where: Bool[Array, " N"] | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName | None = None,
+    platform: str | None = None,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """Σ over tokens of kd_weight · T²·divergence + ce_weight · CE + z_weight · z², never building [N, V] logits.
 
@@ -93,6 +97,7 @@ def fused_linear_distillation(
         axis_name: mesh axis (or axes) over which the vocabulary is spread, under `shard_map` or `pmap`: heads are then
             [D, V / devices], in the axis's order, and everything else is whole. Only numbers per token cross it, and
             one sum of [N, D_s], the gradient of `student_hidden`.
+        platform: what it is compiled for, such as "tpu", where that is not JAX's default: a CPU takes smaller pieces.
 
     Returns:
         (loss_sum, metrics): float32 scalar; and {"kd", "ce", "z": the unweighted sums, "count": tokens counted by
@@ -141,6 +146,7 @@ def fused_linear_distillation(
         chunk_size=_chunk_size(chunk_size, tokens, student.classes),
         axes=(student.axis, *(head.axis for head in heads)),
         axis_name=axis_name,
+        small_pieces=(platform or jax.default_backend()) == "cpu",
         hidden_dtype=student_hidden.dtype,
         head_dtype=student.array.dtype,
     )
@@ -163,12 +169,13 @@ class _Plan(NamedTuple):
     chunk_size: int
     axes: tuple[int, ...]
     axis_name: AxisName | None
+    small_pieces: bool
     hidden_dtype: np.dtype
     head_dtype: np.dtype
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@functools.partial(jax.jit, static_argnums=0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
 def _fused(plan: _Plan, hidden: Array, head: Array, constants: dict[str, Any]) -> tuple[Scalar, dict[str, Scalar]]:
     """The weighted sum and the terms' own, on the first shard of the vocabulary; 0 on the others."""
 
@@ -181,7 +188,7 @@ def _fused(plan: _Plan, hidden: Array, head: Array, constants: dict[str, Any]) -
     return _totals(plan, sums, constants)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _fused_forward(plan: _Plan, hidden: Array, head: Array, constants: dict[str, Any]):
     """Both gradients are what is kept for the backward pass, which only multiplies them."""
 
@@ -189,16 +196,37 @@ def _fused_forward(plan: _Plan, hidden: Array, head: Array, constants: dict[str,
         sums, head_gradient = carry
         chunk_sums, to_logits, rows = _chunk_terms(plan, narrow, constants, chunk)
         to_logits = to_logits.astype(rows.dtype)
-        axis = plan.axes[0]
-        to_head = _product(rows, to_logits, 0, 0) if axis == 1 else _product(to_logits, rows, 0, 0)
+        head_gradient = add_to_head(axis, head_gradient, rows, to_logits)
         to_rows = _product(to_logits, narrow, 1, axis)
-        return (jax.tree.map(jnp.add, sums, chunk_sums), head_gradient + to_head), to_rows
+        return (jax.tree.map(jnp.add, sums, chunk_sums), head_gradient), to_rows
 
+    axis = plan.axes[0]
+    add_to_head = _add_in_pieces if plan.small_pieces else _add_whole
     narrow = head.astype(_multiplied_dtype(hidden))
     start = varying_like(head, (_no_sums(), jnp.zeros(head.shape, jnp.float32)))
     (sums, head_gradient), to_rows = jax.lax.scan(add, start, _chunks(plan, hidden, constants))
     hidden_gradient = to_rows.reshape(-1, hidden.shape[1])[: hidden.shape[0]]
     return _totals(plan, sums, constants), (hidden_gradient, head_gradient)
+
+
+def _add_whole(axis: int, total: Array, rows: Array, to_logits: Array) -> Array:
+    """A chunk's part of the head's gradient added to the others'; an accelerator multiplies straight into the sum."""
+    return total + (_product(rows, to_logits, 0, 0) if axis == 1 else _product(to_logits, rows, 0, 0))
+
+
+def _add_in_pieces(axis: int, total: Array, rows: Array, to_logits: Array) -> Array:
+    """The same, some classes at a time: a CPU writes out the product first, which would be as large as the head."""
+    classes = total.shape[axis]
+    size = min(classes, max(1, _PIECE_BYTES // (4 * total.shape[1 - axis])))
+
+    def add(start: Any, total: Array, *, size: int) -> Array:
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
+        added = _add_whole(axis, cut(total, axis=axis), rows, cut(to_logits, axis=1))
+        return jax.lax.dynamic_update_slice_in_dim(total, added, start, axis)
+
+    whole, rest = divmod(classes, size)
+    total = jax.lax.fori_loop(0, whole, lambda index, total: add(index * size, total, size=size), total)
+    return add(whole * size, total, size=rest) if rest else total
 
 
 def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
@@ -225,13 +253,13 @@ def _chunks(plan: _Plan, hidden: Array, constants: dict[str, Any]) -> dict[str, 
         filled = jnp.pad(array, ((0, count * size - tokens), *((0, 0),) * (array.ndim - 1)))
         return filled.reshape(count, size, *array.shape[1:])
 
-    per_token = {name: constants[name] for name in ("teachers", "labels", "labelled", "counted")}
+    per_token = {name: constants[name] for name in ("teachers", *_PER_TOKEN)}
     return jax.tree.map(split, {"student": hidden, **per_token})
 
 
 def _chunk_terms(plan: _Plan, head: Array, constants: dict[str, Any], chunk: dict[str, Any]):
     """One chunk's sums, the loss's derivative by the student's logits [C, V], and the student's hidden states."""
-    counted, labelled = chunk["counted"][:, None], chunk["labelled"][:, None]
+    counted = chunk["counted"][:, None]
     axis_index = 0 if plan.axis_name is None else jax.lax.axis_index(plan.axis_name)
     student_axis, *teacher_axes = plan.axes
     classes = head.shape[student_axis]
@@ -244,15 +272,43 @@ def _chunk_terms(plan: _Plan, head: Array, constants: dict[str, Any], chunk: dic
         return rows, shard.without_padding(product) if padded else product
 
     rows, student = logits(chunk["student"], head, student_axis)
+    teachers = [
+        logits(*teacher)[1] for teacher in zip(chunk.get("teachers", ()), constants["heads"], teacher_axes, strict=True)
+    ]
+    tile = {"student": student, "teachers": teachers, **{name: chunk[name] for name in _PER_TOKEN}}
+    terms = partial(_tile_terms, plan, constants, shard)
+    if plan.small_pieces and plan.axis_name is None:  # with one, every piece would be an exchange of its own
+        terms = partial(_few_rows_at_a_time, terms)
+    sums, to_logits = terms(tile)
+    return sums, to_logits, rows
+
+
+def _few_rows_at_a_time(terms: Callable[..., Any], tile: dict[str, Any]) -> tuple[dict[str, Array], Array]:
+    """`terms` of a tile [C, V], some rows at a time: what lies between logits and gradient stays in a CPU's caches."""
+    tokens, classes = tile["student"].shape
+    most = max(1, _CACHED_BYTES // (4 * classes))
+    size = next(size for size in range(min(most, tokens), 0, -1) if tokens % size == 0)
+    blocks = jax.tree.map(lambda array: array.reshape(tokens // size, size, *array.shape[1:]), tile)
+
+    def add(sums: dict[str, Array], block: dict[str, Any]) -> tuple[dict[str, Array], Array]:
+        block_sums, to_logits = terms(block)
+        return jax.tree.map(jnp.add, sums, block_sums), to_logits
+
+    sums, to_logits = jax.lax.scan(add, varying_like(tile["student"], _no_sums()), blocks)
+    return sums, to_logits.reshape(tokens, classes)
+
+
+def _tile_terms(
+    plan: _Plan, constants: dict[str, Any], shard: Shard, tile: dict[str, Any]
+) -> tuple[dict[str, Array], Array]:
+    """The sums of a tile of logits, and the loss's derivative by the student's."""
+    student, counted, labelled = tile["student"], tile["counted"][:, None], tile["labelled"][:, None]
     sums, weights, to_logits = _no_sums(), constants["weights"], jnp.zeros((), jnp.float32)
     if "kd" in plan.terms:
-        of_teachers = zip(chunk["teachers"], constants["heads"], teacher_axes, strict=True)
-        teachers = [logits(*teacher)[1] for teacher in of_teachers]
-        shares = constants["teacher_weights"] if plan.teacher_weights is None else plan.teacher_weights
         values, gradient = divergence_terms(
             student,
-            teachers,
-            shares,
+            tile["teachers"],
+            constants["teacher_weights"] if plan.teacher_weights is None else plan.teacher_weights,
             constants["temperature"],
             shard,
             divergence=plan.divergence,
@@ -261,14 +317,14 @@ def _chunk_terms(plan: _Plan, head: Array, constants: dict[str, Any], chunk: dic
         sums["kd"] = jnp.sum(jnp.where(counted, values, 0.0))
         to_logits += jnp.where(counted, weights["kd"], 0.0) * gradient
     if "ce" in plan.terms or "z" in plan.terms:
-        found = label_terms(student, chunk["labels"], shard)
+        found = label_terms(student, tile["labels"], shard)
     if "ce" in plan.terms:
         sums["ce"] = jnp.sum(jnp.where(labelled, found.cross_entropy, 0.0))
         to_logits += jnp.where(labelled, weights["ce"], 0.0) * found.cross_entropy_gradient
     if "z" in plan.terms:
         sums["z"] = jnp.sum(jnp.where(counted, found.log_normalizer**2, 0.0))
         to_logits += jnp.where(counted, 2.0 * weights["z"] * found.log_normalizer, 0.0) * found.probabilities
-    return sums, jnp.broadcast_to(to_logits, student.shape), rows
+    return sums, jnp.broadcast_to(to_logits, student.shape)
 
 
 def _no_sums() -> dict[str, Array]:
