@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxdistill.models.build import Model, build, parameter_bytes, parameter_count, parameter_shapes
+from jaxdistill.models.build import Model, build, init_placed, parameter_bytes, parameter_count, parameter_shapes
 from jaxdistill.models.classes import class_order, reorder_classes
 from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
@@ -32,6 +32,7 @@ __all__ = [
     "decoder_parameters",
     "derive_config",
     "from_pretrained",
+    "init_placed",
     "parameter_bytes",
     "parameter_count",
     "parameter_shapes",

@@ -16,7 +16,7 @@ from jaxdistill.models.bert import ClassifierNetwork, MaskedLMNetwork
 from jaxdistill.models.causal_attention import IMPLEMENTATIONS
 from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
 from jaxdistill.models.dropout import example_seeds
-from jaxdistill.models.init import Path, declared, draw
+from jaxdistill.models.init import Path, declared, draw, put, take
 from jaxdistill.models.llama import CausalLMNetwork
 from jaxdistill.models.llama_config import LlamaConfig
 from jaxdistill.models.outputs import Outputs, parse
@@ -173,6 +173,19 @@ def _network(model: Model) -> Any:
         case EncoderConfig() as config, "masked_lm":
             return MaskedLMNetwork(config, dtype=model.dtype)
     raise AssertionError(model.task)
+
+
+def init_placed(model: Model, key: PRNGKeyArray, shardings: dict[str, Any]) -> dict[str, Any]:
+    """What `model.init(key)` gives, each leaf drawn by itself and laid out by `shardings` (a tree like the parameters).
+
+    Beside what lies there already, a device holds one leaf at a time whole, however large the model.
+    """
+    params: dict[str, Any] = {}
+    for path, leaf in structure(model).parameters.items():
+        sharding = take(shardings, path)
+        alone = jax.jit(lambda key, path=path, leaf=leaf: take(draw(key, {path: leaf}), path), out_shardings=sharding)
+        put(params, path, alone(key).block_until_ready())
+    return params
 
 
 def parameter_shapes(model: Model) -> dict[str, Any]:

@@ -62,6 +62,13 @@ def put(tree: dict[str, Any], path: Path, leaf: Any) -> None:
     tree[path[-1]] = leaf
 
 
+def take(tree: Mapping[str, Any], path: Path) -> Any:
+    """tree[path[0]][path[1]]…"""
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
 def _normal_blocks(key: PRNGKeyArray, blocks: Mapping[Path, int]) -> Array:
     """Normal values [sum of blocks, _BLOCK]: block b of a path comes from the key, a hash of the path, and b."""
     names = np.repeat(np.array([zlib.crc32("/".join(path).encode()) for path in blocks], np.uint32), [*blocks.values()])

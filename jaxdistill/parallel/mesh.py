@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -172,6 +173,14 @@ def place(tree: Any, shardings: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
     return jax.tree.map(_place_leaf, tree, jax.tree.broadcast(shardings, tree))
+
+
+def host_memory() -> AbstractContextManager[Any]:
+    """A context in which arrays that are put nowhere else stay in host memory (where JAX has its CPU backend)."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return nullcontext()
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

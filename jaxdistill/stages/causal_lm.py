@@ -278,7 +278,9 @@ class CausalLM:
     def _initial_params(self, survey: TextSurvey) -> Params:
         return self.loading.initial_params(
             survey,
-            pretrained=lambda directory: models.from_pretrained(directory, task="causal_lm")[1],
+            pretrained=lambda directory: models.from_pretrained(
+                directory, task="causal_lm", sharding=self.loading.spread_layout(survey.student)
+            )[1],
             # of the training text, in the order of evaluation: the same in every process, and for every seed
             calibration=lambda: survey.splits["train"].eval_batches(batch_size=_CALIBRATION_ROWS),
         )

@@ -95,6 +95,11 @@ class Loading:
         """Where a model's parameters lie on the mesh."""
         return param_shardings(model, self.mesh, self.chain.run.parallel.teacher if teacher else "same")
 
+    def spread_layout(self, model: models.Model, *, teacher: bool = False) -> Any:
+        """The same where devices share the parameters; None where each of them holds them all."""
+        shared = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1
+        return self.layout(model, teacher=teacher) if shared else None
+
     def tokenizers(self, stage: ChainStage) -> tuple[tuple[data.Tokenizer, ...], tuple[int, ...]]:
         """The distinct tokenizers of a stage, the student's own first, and which of them each teacher reads."""
         tokenizers = [self.inputs.tokenizer(stage)]
@@ -238,8 +243,7 @@ class Loading:
         if record is None and self.untrained:
             return LoadedTeacher(reference.stage, model, jax.jit(model.init)(jax.random.key(stage.seed)), "untrained")
         assert record is not None, f"{stage.key} has not finished"
-        shared = spread and self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] > 1
-        sharding = self.layout(model, teacher=True) if shared else None
+        sharding = self.spread_layout(model, teacher=True) if spread else None
         params = load_params(handed_on(stage.directory, record), sharding=sharding)
         return LoadedTeacher(reference.stage, model, params, record["identity"])
 
@@ -258,19 +262,34 @@ class Loading:
         if student.pretrained is not None or student.asset is not None:
             params = pretrained(self.inputs.directory(student))
         else:
-            params = jax.jit(survey.student.init)(jax.random.key(stage.seed))
+            params = self._fresh(survey)
         if student.warm_start is None:
             return params
         assert stage.warm_start_teacher is not None
-        model, source = self._warm_start_source(stage.warm_start_teacher, survey.student.task)
+        model, source = self._warm_start_source(survey, stage.warm_start_teacher)
         params, lines = warm_start(survey.student, params, model, source, student.warm_start, calibration=calibration)
         for line in lines:
             self.console.print(f"{stage.key}: {line}")
         return params
 
-    def _warm_start_source(self, reference: ResolvedTeacher, task: str) -> tuple[models.Model, Params]:
-        """The model that layers and embeddings are copied from: unlike a teacher, it needs no classifier."""
+    def _fresh(self, survey: Survey) -> Params:
+        """Drawn leaf by leaf into the layout of training, where that is more than a copy for every device."""
+        key, layout = jax.random.key(survey.stage.seed), self.spread_layout(survey.student)
+        if layout is None:
+            return jax.jit(survey.student.init)(key)
+        return models.init_placed(survey.student, key, layout)
+
+    def _warm_start_source(self, survey: Survey, reference: ResolvedTeacher) -> tuple[models.Model, Params]:
+        """The model that layers and embeddings are copied from: unlike a teacher, it needs no classifier.
+
+        Spread as a student is, unless it is looked into as well, which takes all of it in one place.
+        """
+        start = survey.stage.config.student.warm_start
+        copied = start is not None and start.width is None and start.embeddings != "svd"
         if reference.stage is not None:
-            source = self.load_stage(reference)
+            source = self.load_stage(reference, spread=copied)
             return source.model, source.params
-        return models.from_pretrained(self.inputs.directory(reference), task=task)
+        task = survey.student.task
+        shape = models.build(self.inputs.model_config(reference), task=task)
+        sharding = self.spread_layout(shape) if copied else None
+        return models.from_pretrained(self.inputs.directory(reference), task=task, sharding=sharding)

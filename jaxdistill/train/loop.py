@@ -16,6 +16,7 @@ from rich.console import Console
 from jaxdistill import parallel
 from jaxdistill.errors import DivergedError, Interrupted
 from jaxdistill.host_memory import release_freed_memory
+from jaxdistill.parallel import host_memory
 from jaxdistill.parallel.distributed import is_lead_host
 from jaxdistill.parallel.hosts import exchange
 from jaxdistill.train.checkpoint import Checkpoints, load_params
@@ -270,7 +271,8 @@ class _Loop:
             "skipped_steps": self.tally.skipped,
             "best_step": chosen,
         }
-        params = load_params(path)
+        with host_memory():  # one device may be too small for what several have trained
+            params = load_params(path)
         return Trained(chosen, params, tree_digest(params), measured)
 
     def close(self) -> None:

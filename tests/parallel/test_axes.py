@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from sharded_training import bert, llama
@@ -56,6 +57,15 @@ def test_every_parameter_has_a_name_for_each_axis(name):
         # a matrix is shared, unless it is one of the small tables
         matrix = shapes[path].ndim - (names[0] == "layers") > 1
         assert any(RULES[name] for name in names if name) == matrix or where.endswith((*WHOLE, "bias")), where
+
+
+@pytest.mark.parametrize("name", ["bert", "tied"])
+def test_drawing_into_a_layout_draws_the_same(name):
+    model, key = ARCHITECTURES[name], jax.random.key(3)
+    layout = param_shardings(model, mesh_of(1, 2, 2))
+    drawn = models.init_placed(model, key, layout)
+    jax.tree.map(np.testing.assert_array_equal, drawn, model.init(key))
+    assert jax.tree.map(lambda leaf: leaf.sharding, drawn) == layout
 
 
 def test_an_axis_that_does_not_divide_stays_whole():

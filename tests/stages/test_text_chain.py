@@ -152,3 +152,25 @@ def survey_error(material: Path, directory: Path, teacher: Path) -> str:
 def recording() -> Console:
 
     return Console(record=True, width=200, file=io.StringIO())
+
+
+def test_every_start_is_the_same_wherever_it_is_laid_out(trained: Path, material: Path, tmp_path: Path) -> None:
+    """Drawn, pretrained and taken from a teacher: spread over a mesh as they are made, and whole."""
+    teacher = {"pretrained": str(trained / "stages" / "teacher" / "student")}
+    taken = {**SHAPE, "num_hidden_layers": 1, "warm_start": {"layers": "last", "embeddings": "copy"}}
+    raw = text_config(material, tmp_path / "run")
+    stages = [
+        {**raw["stages"][1], "name": name, "teacher": teacher, "student": student}
+        for name, student in (("drawn", SHAPE), ("given", teacher), ("taken", taken))
+    ]
+
+    def starts(**parallel: int) -> dict[str, Any]:
+        config = write_config(tmp_path / "starts.yaml", {**raw, "stages": stages, "parallel": parallel})
+        preparation = Preparation(build_chain(load_run(config)), Console(quiet=True))
+        return {survey.stage.name: preparation.task.job(survey).initial_params() for survey in preparation.survey()}
+
+    whole, spread = starts(data=1), starts(data=1, fsdp=2, tensor=2)
+    jax.tree.map(np.testing.assert_array_equal, spread, whole)
+    tables = {name: params["embeddings"]["word"] for name, params in spread.items()}
+    assert {name: len(table.sharding.device_set) for name, table in tables.items()} == dict.fromkeys(tables, 4)
+    assert not any(table.is_fully_replicated for table in tables.values())

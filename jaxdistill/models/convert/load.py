@@ -17,7 +17,7 @@ from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf
 from jaxdistill.models.convert.safetensors_io import Checkpoint
 from jaxdistill.models.convert.tables import PREFIXES, Entry, entries
 from jaxdistill.models.hub import resolve
-from jaxdistill.models.init import draw, put
+from jaxdistill.models.init import draw, put, take
 from jaxdistill.models.llama_config import LlamaConfig
 
 _HEADS = ("pooler", "classifier", "transform", "transform_norm", "decoder_bias")
@@ -119,7 +119,7 @@ class _Placement:
         leaf = leaf.astype(self.dtype, copy=False)
         if self.shardings is None:
             return jnp.array(leaf).block_until_ready()
-        placed = jax.make_array_from_callback(leaf.shape, _leaf(self.shardings, path), lambda index: leaf[index])
+        placed = jax.make_array_from_callback(leaf.shape, take(self.shardings, path), lambda index: leaf[index])
         return placed.block_until_ready()
 
 
@@ -145,7 +145,7 @@ def _load(
     missing, mismatched, used, fresh = _compare(table, shapes, checkpoint, names)
     unused = sorted(raw for name, raw in names.items() if name not in used)
     ignored = tuple(raw for raw in unused if not raw.endswith(_BUFFERS) and not _is_tied(raw, model))
-    newly = tuple(name for entry in fresh for name, _, _ in entry.tensors(_leaf(shapes, entry.path).shape))
+    newly = tuple(name for entry in fresh for name, _, _ in entry.tensors(take(shapes, entry.path).shape))
     found = LoadReport(str(checkpoint.directory), newly, ignored, tuple(mismatched))
     if missing or mismatched:
         if report is not None:
@@ -156,9 +156,9 @@ def _load(
     drawn = _fresh(model, [entry.path for entry in fresh], seed) if fresh else {}
     for entry in table:
         if entry in fresh:
-            leaf = np.asarray(_leaf(drawn, entry.path))
+            leaf = np.asarray(take(drawn, entry.path))
         else:
-            shape = _leaf(shapes, entry.path).shape
+            shape = take(shapes, entry.path).shape
             leaf = _read(entry, shape, checkpoint, names, dtype=placement.dtype)
             checkpoint.close()  # pages of a memory map that have been read count as ours until it is closed
         put(params, entry.path, placement(entry.path, leaf))
@@ -242,7 +242,7 @@ def _compare(
     """(missing tensors, shapes that differ, tensors used, heads the checkpoint does not have at all)."""
     missing, mismatched, used, fresh = [], [], set(), []
     for entry in table:
-        expected = list(entry.tensors(_leaf(shapes, entry.path).shape))
+        expected = list(entry.tensors(take(shapes, entry.path).shape))
         absent = [name for name, _, _ in expected if name not in names]
         if absent and entry.path[0] in _HEADS:
             fresh.append(entry)
@@ -286,9 +286,3 @@ def _fresh(model: Model, paths: list[tuple[str, ...]], seed: int) -> dict[str, A
     """The leaves at `paths` exactly as `init` would draw them, and nothing else."""
     declared = structure(model).parameters
     return jax.jit(lambda key: draw(key, {path: declared[path] for path in paths}))(jax.random.key(seed))
-
-
-def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
-    for part in path:
-        tree = tree[part]
-    return tree
