@@ -17,6 +17,7 @@ _OPERATIONAL_IN_STAGE = {
     ("train", "accumulate"),
     ("train", "log_every"),
     ("train", "remat"),
+    ("train", "steps_per_dispatch"),
     ("checkpoint", "every"),
     ("checkpoint", "keep"),
     ("evaluate", "batch_size"),
@@ -36,8 +37,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What changed between two resolved runs, as `dotted.path: old → new`.
 
     Keys that change how a run is carried out but not what it computes are ignored: name, output_dir, parallel.*,
-    logging.*, data.workers, and in each stage fused, train.accumulate, train.log_every, train.remat, checkpoint.every,
-    checkpoint.keep and evaluate.batch_size. Stages are matched by name.
+    logging.*, data.workers, and in each stage fused, train.accumulate, train.log_every, train.remat,
+    train.steps_per_dispatch, checkpoint.every, checkpoint.keep and evaluate.batch_size. Stages are matched by name.
     """
     old_stages, new_stages = _by_name(old), _by_name(new)
     lines = list(_changed(_science(old), _science(new), ()))

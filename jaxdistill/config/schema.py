@@ -67,6 +67,8 @@ class TrainConfig:
     max_skipped: stop after so many non-finite updates in a row. moment: dtype of AdamW's first moment.
     remat: what of each layer the backward pass keeps: all (`none`), its input (`full`), products with weights (`dots`),
     or the outputs of attention and feed-forward (`names`); the less it keeps, the more it computes again.
+    steps_per_dispatch: how many steps the device is sent at once (never across a log line, an evaluation or a
+    checkpoint), or `auto`: several where a step is so short that the host would be in its way.
     """
 
     __pydantic_config__ = STRICT
@@ -86,6 +88,7 @@ class TrainConfig:
     max_skipped: Positive = 10
     moment: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots", "names"] = "none"
+    steps_per_dispatch: Literal["auto"] | Positive = "auto"
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 A training batch is a pure function of (data set, seed, its index): any batch can be made without those before it, which
 makes the position in the data a single number. Each epoch is one Grain permutation of all rows. Its rows are taken
-`window` batches at a time, sorted by length, cut into batches, and these batches taken in a shuffled order; what does
-not fill a batch is the epoch's last one, completed by filler rows. So a row's batch neighbours are about as long as it
-is, and little is padded.
+`window` batches at a time, sorted by length, cut into batches, and these batches taken in a shuffled order, but a few
+of one length at a time, which can go to the device together; what does not fill a batch is the epoch's last one,
+completed by filler rows. So a row's batch neighbours are about as long as it is, and little is padded.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ _EVALUATIONS = 10
 """Times that an evaluation set is taken to be gone through."""
 _FEW = 0.02
 """A length's share of an evaluation's tokens from which on the data set counts as small."""
+
+_RUN = 4
+"""Batches of one static length that follow each other: enough to share a dispatch, too few for training to notice."""
 
 _SMALL = 2**16
 _ROUNDS = 4  # of Grain's index shuffle, as its own MapDataset.shuffle has
@@ -197,8 +201,23 @@ class TrainPlan:
         rows = self._permuted(epoch, first * self.batch_size, (first + batches) * self.batch_size)
         if batches > 1:
             rows = rows[np.argsort(self.dataset.lengths[rows], kind="stable")]
+        rows = rows.reshape(batches, self.batch_size)
         order = _small_permutation(batches, _mixed(self._seed, epoch, window))
-        return rows.reshape(batches, self.batch_size)[order]
+        return rows[_in_runs(order, np.searchsorted(self.lengths, self.dataset.lengths[rows].max(axis=1)))]
+
+
+def _in_runs(order: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """The permutation `order` changed so that items of one kind follow each other, up to `_RUN` at a time.
+
+    A run stands where the permutation has its first item.
+    """
+    seen: Counter[int] = Counter()
+    runs: dict[tuple[int, int], list[int]] = {}
+    for item in order:
+        kind = int(kinds[item])
+        runs.setdefault((kind, seen[kind] // _RUN), []).append(int(item))
+        seen[kind] += 1
+    return np.concatenate([np.asarray(run, np.int64) for run in runs.values()])
 
 
 def _small_permutation(n: int, seed: int) -> np.ndarray:

@@ -12,9 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdistill.data.stacking import groups, stack
 from jaxdistill.distill.teacher import tokenizer_view
-from jaxdistill.parallel import batch_sharding, place, replicated
-from jaxdistill.typing import Array, Batch, Float, Params
+from jaxdistill.parallel import place, replicated, scan_first, stacked_sharding
+from jaxdistill.typing import Array, Batch, Float, Params, Scalar
+
+_TOGETHER = 8
+"""Batches that go to the device in one dispatch."""
 
 
 @partial(jax.jit, static_argnames=("model", "mesh"))
@@ -27,6 +31,18 @@ def forward_logits(params: Params, batch: Batch, *, model: Any, mesh: Mesh | Non
     with nullcontext() if spread is None else jax.sharding.use_abstract_mesh(spread.abstract_mesh):
         logits = model.apply(params, batch, ("logits",))["logits"].astype(jnp.float32)
     return logits if spread is None else jax.lax.with_sharding_constraint(logits, replicated(spread))
+
+
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def forward_many(
+    params: Params, batches: Batch, count: Scalar, *, model: Any, mesh: Mesh | None = None
+) -> Float[Array, "K B C"]:
+    """`forward_logits` of the first `count` of K batches of one shape, as one program; 0 for the others."""
+
+    def forward(_: None, batch: Batch) -> tuple[None, Array]:
+        return None, forward_logits(params, batch, model=model, mesh=mesh)
+
+    return scan_first(forward, None, batches, count)[1]
 
 
 def compute_logits(
@@ -55,12 +71,13 @@ def compute_logits(
       ValueError: an example is missing from the batches, or out of range.
     """
     parts, ids = [], []
-    for batch in eval_batches:
-        ids.append(np.asarray(batch["example_id"]))
-        view = _model_inputs(tokenizer_view(batch, tokenizer_index))
+    for group in groups(eval_batches, _TOGETHER):
+        ids.append(np.full((_TOGETHER, *group[0]["example_id"].shape), -1))
+        ids[-1][: len(group)] = [batch["example_id"] for batch in group]
+        views = stack([_model_inputs(tokenizer_view(batch, tokenizer_index)) for batch in group], _TOGETHER)
         # nothing waits here: the device works through the batches while the host prepares the next ones
-        placed = view if mesh is None else place(view, batch_sharding(mesh))
-        parts.append(forward_logits(params, placed, model=model, mesh=mesh))
+        placed = views if mesh is None else place(views, stacked_sharding(mesh))
+        parts.append(forward_many(params, placed, np.int32(len(group)), model=model, mesh=mesh))
     return in_example_order(parts, ids, n)
 
 
@@ -70,14 +87,15 @@ def _model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def in_example_order(parts: Sequence[Array], ids: Sequence[np.ndarray], n: int) -> Float[np.ndarray, "N C"]:
-    """Rows of every batch put in the order of example_id, filler rows dropped; waits for the device.
+    """Rows [..., C] of every part put in the order of their example_id, filler rows dropped; waits for the device.
 
     Raises:
       ValueError: an example is missing, or out of range.
     """
     if not parts:
         raise ValueError("no batches to compute logits for: the data set is empty")
-    row_ids, rows = np.concatenate(ids), np.concatenate(jax.device_get(parts))
+    row_ids = np.concatenate([part.reshape(-1) for part in ids])
+    rows = np.concatenate([part.reshape(-1, part.shape[-1]) for part in jax.device_get(list(parts))])
     kept = row_ids >= 0
     row_ids, rows = row_ids[kept], rows[kept]
     if row_ids.size and row_ids.max() >= n:

@@ -12,10 +12,13 @@ from jaxdistill.parallel.mesh import (
     make_mesh,
     place,
     put_batch,
+    put_batches,
     replicate,
     replicated,
+    stacked_sharding,
     whole_batches,
 )
+from jaxdistill.parallel.partial_scan import scan_first
 from jaxdistill.parallel.rules import BATCH_AXES, Layout, constrain, mesh_in_context, partition_spec
 
 __all__ = [
@@ -34,8 +37,11 @@ __all__ = [
     "partition_spec",
     "place",
     "put_batch",
+    "put_batches",
     "replicate",
     "replicated",
+    "scan_first",
+    "stacked_sharding",
     "use_compilation_cache",
     "whole_batches",
 ]

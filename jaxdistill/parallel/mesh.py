@@ -97,6 +97,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("batch",), (batch_devices(mesh),), mesh))
 
 
+def stacked_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of several batches stacked on a leading axis."""
+    return NamedSharding(mesh, partition_spec((None, "batch"), (1, batch_devices(mesh)), mesh))
+
+
 def batch_devices(mesh: Mesh) -> int:
     """How many parts a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -156,12 +161,20 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     Raises:
       ConfigError: B is not a multiple of the number of data-parallel devices.
     """
+    return _put(batch, batch_sharding(mesh), mesh, axis=0)
+
+
+def put_batches(batches: Any, mesh: Mesh) -> Any:
+    """`put_batch` of several batches stacked on a leading axis, which every device has whole."""
+    return _put(batches, stacked_sharding(mesh), mesh, axis=1)
+
+
+def _put(batch: Any, sharding: NamedSharding, mesh: Mesh, *, axis: int) -> Any:
     leaves = jax.tree.leaves(batch)
-    sharding = batch_sharding(mesh)
     if jax.process_count() == 1 or getattr(leaves[0], "sharding", None) == sharding:
-        check_divisible(int(np.shape(leaves[0])[0]), mesh)
+        check_divisible(int(np.shape(leaves[0])[axis]), mesh)
         return jax.device_put(batch, sharding)
-    check_divisible(int(np.shape(leaves[0])[0]) * host_share(mesh)[1], mesh)
+    check_divisible(int(np.shape(leaves[0])[axis]) * host_share(mesh)[1], mesh)
     return jax.make_array_from_process_local_data(sharding, jax.tree.map(np.asarray, batch))
 
 

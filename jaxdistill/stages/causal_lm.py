@@ -263,6 +263,7 @@ class CausalLM:
             feed=TextFeed(train, host_share(self.loading.mesh)),
             total_steps=steps,
             steps_per_epoch=None if epochs is None else max(1, round(steps / epochs)),
+            tokens_per_step=stage.config.train.batch_size * survey.max_length,
             validate=lambda params, teacher_params: measure("validation", params, teacher_params),
         )
 

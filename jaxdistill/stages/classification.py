@@ -280,6 +280,7 @@ class Classification:
             feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths, host_share(mesh)),
             total_steps=steps,
             steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),
+            tokens_per_step=tokens,
             validate=self._validation(survey, validation),
         )
 

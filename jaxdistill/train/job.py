@@ -17,6 +17,7 @@ from jaxdistill.distill.teacher import Teacher
 from jaxdistill.models import Model
 from jaxdistill.parallel import make_mesh
 from jaxdistill.train.adamw import GuardedTransformation
+from jaxdistill.train.cost import dispatch_steps
 from jaxdistill.train.memory import StepMemory, memory_breakdown
 from jaxdistill.train.optimizer import build_optimizer
 from jaxdistill.train.state import abstract_state
@@ -60,7 +61,7 @@ class Job:
 
     `initial_params` is called once, and only if there is no checkpoint to continue from. `validate` measures the
     student by its parameters and its teachers', both placed as the step wants them. `steps_per_epoch`: None if nobody
-    knows.
+    knows; `tokens_per_step`: real ones of an average batch, None likewise.
     """
 
     title: str
@@ -81,6 +82,7 @@ class Job:
     logging: LoggingConfig
     run_name: str
     fingerprints: dict[str, str] = field(default_factory=dict)
+    tokens_per_step: float | None = None
 
 
 def make_step(job: Job, mesh: Mesh) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
@@ -110,6 +112,17 @@ def _make_step(
         teacher_layout=parallel.teacher,
     )
     return step, optimizer, schedule
+
+
+def steps_per_dispatch(job: Job) -> int:
+    """As configured; `auto` goes by the model of what a step takes, so that a resume finds the same number."""
+    asked = job.config.train.steps_per_dispatch
+    if asked != "auto":
+        return asked
+    if job.tokens_per_step is None:
+        return 1
+    tokens = job.tokens_per_step / make_mesh(job.parallel).size
+    return dispatch_steps(job.student, job.teachers, tokens=tokens)
 
 
 def step_memory(job: Job) -> StepMemory:

@@ -14,13 +14,15 @@ import numpy as np
 from rich.console import Console
 
 from jaxdistill import parallel
+from jaxdistill.data.stacking import stack
 from jaxdistill.errors import DivergedError, Interrupted
 from jaxdistill.host_memory import release_freed_memory
 from jaxdistill.parallel import host_memory
 from jaxdistill.parallel.distributed import is_lead_host
 from jaxdistill.parallel.hosts import exchange
 from jaxdistill.train.checkpoint import Checkpoints, load_params
-from jaxdistill.train.job import Job, make_step, step_memory
+from jaxdistill.train.dispatch import Groups
+from jaxdistill.train.job import Job, make_step, step_memory, steps_per_dispatch
 from jaxdistill.train.metrics import MetricsWriter, fetch
 from jaxdistill.train.out_of_memory import device_memory_limit, is_out_of_memory, out_of_memory_error
 from jaxdistill.train.progress import StageProgress
@@ -118,9 +120,9 @@ class _Loop:
         else:
             start = jax.random.fold_in(key, 1)
             state = init_state(job.initial_params(), optimizer, start, self.mesh, model=job.student)
-        self.iterator = job.feed.iterator(
-            batch_size=train.batch_size, seed=job.seed, steps=self.total, positions=positions
-        )
+        self.per_dispatch = steps_per_dispatch(job)
+        feed = job.feed.iterator(batch_size=train.batch_size, seed=job.seed, steps=self.total, positions=positions)
+        self.batches = Groups(feed, most=self.per_dispatch)
         self.state = self.step.put_state(state)
         self.teacher_params = self.step.put_params(job.teacher_params)
         self.writer = None
@@ -143,8 +145,7 @@ class _Loop:
         with self.progress:
             mark = time.perf_counter()
             while self.done < self.total:
-                pending.append(self._advance())
-                self.done += 1
+                pending.append(self._advance(self._until_next(log_every)))
                 last = self.done == self.total
                 log = last or self.done % log_every == 0
                 evaluate = last or self.done % self.evaluate_every == 0
@@ -156,7 +157,7 @@ class _Loop:
                 now = time.perf_counter()
                 self.tally.seconds += now - mark
                 mark = now
-                self._log(means, skipped, len(pending))
+                self._log(means, skipped)
                 pending = []
                 if evaluate and self._evaluate():
                     save = True
@@ -176,20 +177,35 @@ class _Loop:
             return asked_to_stop()
         return self.done % self.job.config.train.log_every == 0 and any(exchange(asked_to_stop()))
 
-    def _advance(self) -> dict[str, Any]:
-        batch = next(self.iterator)
-        examples, tokens = self.job.feed.sizes(batch)
+    def _until_next(self, log_every: int) -> int:
+        """Steps up to the next log line, evaluation, checkpoint or end."""
+        left = (every - self.done % every for every in (log_every, self.evaluate_every, self.save_every))
+        return min(*left, self.total - self.done)
+
+    def _advance(self, limit: int) -> dict[str, Any]:
+        """One dispatch of at most `limit` steps; its metrics stay on the device.
+
+        Nothing waits here: while the device works, the next batches are read and on their way to it.
+        """
+        batches = self.batches.take(limit)
         parts = self.job.feed.share[1]  # the other processes' parts are taken to be like this one's
-        self.tally.examples += parts * examples
-        self.tally.tokens += parts * tokens
+        for batch in batches:
+            examples, tokens = self.job.feed.sizes(batch)
+            self.tally.examples += parts * examples
+            self.tally.tokens += parts * tokens
         traces, begin = self.step.trace_count, time.perf_counter()
-        self.state, metrics = self.step(self.state, self.teacher_params, self.step.put_batch(batch))
+        if self.per_dispatch == 1:
+            self.state, metrics = self.step(self.state, self.teacher_params, batches[0])
+        else:
+            stacked = stack(batches, self.per_dispatch)
+            self.state, metrics = self.step.many(self.state, self.teacher_params, stacked, len(batches))
         if self.step.trace_count != traces:
             self.tally.compile_seconds += time.perf_counter() - begin
             release_freed_memory()  # compiling takes hundreds of megabytes, and the allocator would keep them
+        self.done += len(batches)
         return metrics
 
-    def _log(self, means: dict[str, float], skipped: np.ndarray, steps: int) -> None:
+    def _log(self, means: dict[str, float], skipped: np.ndarray) -> None:
         examples_per_second, tokens_per_second = self.tally.rates()
         values = {
             **means,
@@ -199,7 +215,7 @@ class _Loop:
         }
         self._record("train", values)
         self.progress.update(self.done, values, examples_per_second, tokens_per_second)
-        self._count_skipped(skipped, first=self.done - steps + 1)
+        self._count_skipped(skipped, first=self.done - len(skipped) + 1)
 
     def _record(self, kind: str, values: dict[str, float]) -> None:
         if self.writer is not None:
@@ -249,7 +265,7 @@ class _Loop:
 
     def _positions(self) -> list[Any]:
         """Where every part of the batches stands, whichever process reads it."""
-        parts = dict(exchange([self.job.feed.share[0], self.iterator.get_state()]))
+        parts = dict(exchange([self.job.feed.share[0], self.batches.get_state()]))
         return [parts[index] for index in sorted(parts)]
 
     def finish(self) -> Trained:
@@ -277,7 +293,7 @@ class _Loop:
 
     def close(self) -> None:
         """Flush what is open; a background save in flight is waited for."""
-        self.iterator.close()
+        self.batches.close()
         self.checkpoints.close()
         if self.writer is not None:
             self.writer.close()

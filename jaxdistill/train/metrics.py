@@ -19,22 +19,31 @@ from jaxdistill.train.tensorboard import EventFile
 
 
 def fetch(metrics: Sequence[Mapping[str, tuple[Any, Any]]]) -> tuple[dict[str, float], np.ndarray]:
-    """Bring the metrics of several steps to the host in one transfer: the only wait for the device between two logs.
+    """Bring the metrics of several dispatches to the host in one transfer: the only wait for the device between logs.
 
     Args:
-      metrics: for each step, name -> (sum, count) on the device, with `skipped` among them.
+      metrics: for each dispatch, name -> (sum, count) on the device, with `skipped` among them: [] for one step, [K]
+        for up to K steps, of which those that were not taken have counts of 0.
 
     Returns:
       name -> Σ sum / Σ count (NaN where nothing was counted), without `skipped`; and bool [steps], which were skipped.
     """
     on_host = jax.device_get(list(metrics))
-    names = dict.fromkeys(name for step in on_host for name in step if name != "skipped")
-    means = {}
-    for name in names:
-        pairs = np.array([step[name] for step in on_host if name in step], dtype=np.float64)
-        total, count = pairs.sum(axis=0)
-        means[name] = float(total / count) if count else math.nan
-    return means, np.array([bool(step["skipped"][0]) for step in on_host], dtype=bool)
+    taken = [int(np.sum(some["skipped"][1])) for some in on_host]
+    names = dict.fromkeys(name for some in on_host for name in some)
+    flat = {
+        name: _flat([(some[name], n) for some, n in zip(on_host, taken, strict=True) if name in some]) for name in names
+    }
+    skipped = flat.pop("skipped")[0] > 0 if flat else np.zeros(0, bool)
+    sums = {name: pairs.sum(axis=1) for name, pairs in flat.items()}
+    return {name: float(total / count) if count else math.nan for name, (total, count) in sums.items()}, skipped
+
+
+def _flat(dispatches: Sequence[tuple[tuple[Any, Any], int]]) -> np.ndarray:
+    """(sum, count) of every step, float64 [2, steps]; each dispatch's with the number of its steps."""
+    return np.concatenate(
+        [np.reshape(pair, (2, -1))[:, :steps].astype(np.float64) for pair, steps in dispatches], axis=1
+    )
 
 
 class MetricsWriter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -27,8 +28,11 @@ from jaxdistill.parallel import (
     make_mesh,
     place,
     put_batch,
+    put_batches,
     replicate,
     replicated,
+    scan_first,
+    stacked_sharding,
 )
 from jaxdistill.train.adamw import GuardedTransformation, guarded
 from jaxdistill.train.state import TrainState, abstract_state, state_shardings
@@ -115,6 +119,12 @@ class _Program:
         gradients, loss, metrics = total((gradients, loss, metrics))
         return _update(self.optimizer, state, gradients, loss, metrics)
 
+    def run_many(
+        self, state: TrainState, teacher_params: Sequence[Params], batches: Batch, count: Scalar, **how: Any
+    ) -> tuple[TrainState, Metrics]:
+        """`count` updates, one for each of the first of `batches` [K, B, ...]; their metrics are stacked on K."""
+        return scan_first(lambda state, batch: self.run(state, teacher_params, batch, **how), state, batches, count)
+
     def _gradients(self, state, teacher_params, batch, counts, split, mesh) -> tuple[Params, Scalar, Metrics]:
         """Gradient, loss and metrics of the batch, each a sum over its micro-batches."""
         key = jax.random.fold_in(state.key, state.step)
@@ -196,24 +206,24 @@ class TrainStep:
             check_pmap(mesh.shape)
             # pmap's own mesh has this one axis: arrays placed on any other would be a second trace
             self._stacked = NamedSharding(Mesh(mesh.devices.reshape(-1), (_AXIS,)), PartitionSpec(_AXIS))
-            self._compiled = jax.pmap(
-                self._traced(_split_rows, lambda tree: jax.lax.psum(tree, _AXIS), None),
-                axis_name=_AXIS,
-                out_axes=(0, None),
-                donate_argnums=donated,
-                devices=list(mesh.devices.flat),
+            how: dict[str, Any] = {"split": _split_rows, "total": lambda tree: jax.lax.psum(tree, _AXIS), "mesh": None}
+            pmap = partial(
+                jax.pmap, axis_name=_AXIS, out_axes=(0, None), donate_argnums=donated, devices=list(mesh.devices.flat)
             )
+            self._compiled = pmap(self._traced(program.run, how))
+            self._many = pmap(self._traced(program.run_many, how), in_axes=(0, 0, 0, None))
         else:
             for model in filter(None, map(_model_of, program.teachers)):
                 check_mesh(model, mesh, teacher_layout)
             self._state_shardings = state_shardings(program.student, program.optimizer, mesh)
-            self._compiled = jax.jit(
-                self._traced(self._split_sharded, lambda tree: tree, mesh if mesh.size > 1 else None),
-                # teachers' parameters lie where `put_params` has put them: what they are, only the teacher knows
-                in_shardings=(self._state_shardings, None, batch_sharding(mesh)),
-                out_shardings=(self._state_shardings, replicated(mesh)),
-                donate_argnums=donated,
-            )
+            spread = mesh if mesh.size > 1 else None
+            how = {"split": self._split_sharded, "total": lambda tree: tree, "mesh": spread}
+            jit = partial(jax.jit, out_shardings=(self._state_shardings, replicated(mesh)), donate_argnums=donated)
+            # teachers' parameters lie where `put_params` has put them: what they are, only the teacher knows
+            before = (self._state_shardings, None)
+            self._compiled = jit(self._traced(program.run, how), in_shardings=(*before, batch_sharding(mesh)))
+            several = (stacked_sharding(mesh), replicated(mesh))
+            self._many = jit(self._traced(program.run_many, how), in_shardings=(*before, *several))
 
     def __call__(self, state: TrainState, teacher_params: Sequence[Params], batch: Batch) -> tuple[TrainState, Metrics]:
         """One step. The state passed in is donated.
@@ -224,6 +234,24 @@ class TrainStep:
         """
         self._check_state(state)
         return self._compiled(state, tuple(teacher_params), self.put_batch(batch))
+
+    def many(
+        self, state: TrainState, teacher_params: Sequence[Params], batches: Batch, count: int
+    ) -> tuple[TrainState, Metrics]:
+        """`count` steps in one dispatch: the same as `count` calls, up to how the compiler rounds.
+
+        Args:
+          state: donated, as in a call.
+          teacher_params: placed by `put_params`.
+          batches: K of one shape stacked on a leading axis, of which the first `count` are used: one program for each K
+            and shape, whatever the count.
+          count: 1 ≤ count ≤ K.
+
+        Returns:
+          (state, metrics): the state after all of them, and the metrics of each step as [K] sums and counts.
+        """
+        self._check_state(state)
+        return self._many(state, tuple(teacher_params), self.put_batches(batches), np.int32(count))
 
     def lower(self, state: TrainState, teacher_params: Sequence[Params], batch: Batch) -> Any:
         """The step lowered for these arguments: `.compile()` gives its memory, cost and HLO text without running it."""
@@ -249,6 +277,20 @@ class TrainStep:
             return jax.device_put(jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch), self._stacked)
         placed = put_batch(batch, self.mesh)
         check_divisible(placed["input_ids"].shape[0], self.mesh, accumulate=self._program.accumulate)
+        return placed
+
+    def put_batches(self, batches: Batch) -> Batch:
+        """`put_batch` for `many`: of batches stacked on a leading axis."""
+        accumulate = self._program.accumulate
+        if self.strategy == "pmap":
+            if np.ndim(batches["input_ids"]) == 4:
+                return batches
+            check_divisible(int(np.shape(batches["input_ids"])[1]), self.mesh, accumulate=accumulate)
+            devices = self.mesh.shape[_AXIS]
+            parts = jax.tree.map(lambda x: x.reshape(len(x), devices, -1, *x.shape[2:]).swapaxes(0, 1), batches)
+            return jax.device_put(parts, self._stacked)
+        placed = put_batches(batches, self.mesh)
+        check_divisible(placed["input_ids"].shape[1], self.mesh, accumulate=accumulate)
         return placed
 
     def put_state(self, state: TrainState) -> TrainState:
@@ -314,15 +356,16 @@ class TrainStep:
             return replicate(prepared, self.mesh)
         return place(prepared, param_shardings(model, self.mesh, self._teacher_layout, like=prepared))
 
-    def _traced(self, split: Callable, total: Callable, mesh: Mesh | None) -> Callable:
-        """The program, counting how often it is traced."""
+    def _traced(self, run: Callable, how: dict[str, Any]) -> Callable:
+        """The program, counting how often it is traced. how: `_Program.run`'s keywords."""
+        mesh: Mesh | None = how["mesh"]
 
-        def step(state: TrainState, teacher_params: Sequence[Params], batch: Batch) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, teacher_params: Sequence[Params], *batch: Any) -> tuple[TrainState, Metrics]:
             self.trace_count += 1
             # what models do for several devices, they do over the mesh in context
             context = nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
             with context:
-                return self._program.run(state, teacher_params, batch, split=split, total=total, mesh=mesh)
+                return run(state, teacher_params, *batch, **how)
 
         return step
 

@@ -1,0 +1,90 @@
+"""A stage from its first step to its last: what is compiled, and when the host reads from the device."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax._src.array import ArrayImpl
+from tiny_chain import chain_config, final_params, run, write_config
+
+from jaxdistill.train.loop import _Loop
+from jaxdistill.train.metrics import fetch
+
+READS = {ArrayImpl._value.fget.__wrapped__.__code__, jax.block_until_ready.__code__}
+"""NumPy arrays, numbers and text of a device's values are made by the first; the second waits for them."""
+
+
+@contextmanager
+def observed() -> Iterator[Counter[str]]:
+    """Counts, from outside, what runs while steps are taken: reads in a step, reads to log, dispatches, programs."""
+    seen: Counter[str] = Counter()
+    stepping, logging = _Loop._advance.__code__, fetch.__code__
+    inside: list[str] = []
+
+    def profile(frame, event, _):
+        code = frame.f_code
+        if code in (stepping, logging):
+            name = "dispatch" if code is stepping else "log"
+            if event == "call":
+                inside.append(name)
+                seen[name] += 1
+            elif event == "return":
+                inside.pop()
+        elif event == "call" and code in READS:
+            seen[f"read in {inside[-1]}" if inside else "read elsewhere"] += 1
+
+    def compiled(event: str, _: float, **__: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and inside:
+            seen[f"program in {inside[-1]}"] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    sys.setprofile(profile)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(None)
+        jax.monitoring.unregister_event_duration_listener(compiled)
+
+
+@pytest.fixture(scope="module")
+def runs(material: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Counter[str]]]:
+    """The same stage with one, and with up to three steps in a dispatch."""
+    found = {}
+    for steps in (1, 3):
+        output = tmp_path_factory.mktemp("dispatch") / "run"
+        config = chain_config(material, output)
+        config["stages"] = [config["stages"][3]]
+        config["tokenizer"] = str(material / "encoder")
+        config["stages"][0]["train"] |= {"steps_per_dispatch": steps, "log_every": 5, "epochs": 3}
+        config["stages"][0]["evaluate"] = {"every": 12}
+        path = write_config(output.parent / "tiny.yaml", config)
+        with observed() as seen:
+            run(path)
+        found[steps] = output, seen
+    return found
+
+
+def test_nothing_is_read_between_log_lines_and_little_is_compiled(runs) -> None:
+    for _, seen in runs.values():
+        assert seen["read in log"] > 0  # so reading is seen
+        assert seen["read in dispatch"] == 0
+        # 30 steps: log lines at 5, 10, …, 30, evaluations at 12 and 24
+        assert seen["log"] == 8
+        assert 1 <= seen["program in dispatch"] <= 8
+    assert runs[1][1]["dispatch"] == 30
+    assert runs[3][1]["dispatch"] < 20
+    assert runs[3][1]["program in dispatch"] == runs[1][1]["program in dispatch"]
+
+
+def test_steps_together_end_where_single_ones_do(runs) -> None:
+    one, three = (final_params(output, "scratch") for output, _ in (runs[1], runs[3]))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), one, three)
+    curves = [(output / "stages/scratch/metrics.jsonl").read_text().splitlines() for output, _ in runs.values()]
+    assert len(curves[0]) == len(curves[1])
