@@ -1,83 +1,13 @@
 """What may be written about a loss: weighted terms, or a published recipe by name."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field
 
 from jaxdistill.config.numbers import STRICT, Fraction, Integer, Number, Positive, PositiveFloat
-
-# --- schedules -------------------------------------------------------------------------------------------------------
-
-
-def _number(value: Any) -> Any:
-    """A plain number; the error says so by itself, whatever key it was read from."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise PydanticCustomError("schedule_number", "Input should be a number")
-    return value
-
-
-_ScheduleNumber = Annotated[float, BeforeValidator(_number)]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A number as a function of the optimizer step.
-
-    `linear` and `cosine` go from `start` to `end` (also written `from` and `to`), beginning `after` and taking `over`,
-    each a share of the stage's steps (below 1) or a whole number of steps; `over` left out: until the stage ends.
-    `steps` takes the first of `values` until the first moment of `at`, then the second, and so on.
-    """
-
-    __pydantic_config__ = STRICT
-    schedule: Literal["linear", "cosine", "steps"]
-    start: Annotated[_ScheduleNumber | None, Field(validation_alias=AliasChoices("start", "from"))] = None
-    end: Annotated[_ScheduleNumber | None, Field(validation_alias=AliasChoices("end", "to"))] = None
-    after: _ScheduleNumber = 0.0
-    over: _ScheduleNumber | None = None
-    values: tuple[_ScheduleNumber, ...] = ()
-    at: tuple[_ScheduleNumber, ...] = ()
-
-    @property
-    def extremes(self) -> tuple[float, ...]:
-        """Numbers between which all others lie; none if it says none."""
-        return self.values or tuple(number for number in (self.start, self.end) if number is not None)
-
-
-def _at_least_0(value: Any, handler: Any) -> Any:
-    return _constant(value, handler, lambda number: 0 <= number < math.inf, "a number greater than or equal to 0")
-
-
-def _above_0(value: Any, handler: Any) -> Any:
-    return _constant(value, handler, lambda number: 0 < number < math.inf, "a number greater than 0")
-
-
-def _from_0_to_1(value: Any, handler: Any) -> Any:
-    return _constant(value, handler, lambda number: 0 <= number <= 1, "a number from 0 to 1")
-
-
-def _constant(value: Any, handler: Any, in_range: Callable[[float], bool], expected: str) -> Any:
-    """A number, read here so that the error speaks of numbers alone; a schedule by pydantic, its range in `checks`."""
-    if isinstance(value, Mapping | Schedule):
-        return handler(value)
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not in_range(number):
-        raise PydanticCustomError(
-            "scheduled_number", "Input should be {expected}", {"expected": f"{expected}, or a schedule"}
-        )
-    return number
-
-
-Weight = Annotated[float | Schedule, WrapValidator(_at_least_0)]
-Temperature = Annotated[float | Schedule, WrapValidator(_above_0)]
-Progress = Annotated[float | Schedule, WrapValidator(_from_0_to_1)]
-
+from jaxdistill.config.schedule_schema import Progress, Schedule, Temperature, Weight
 
 # --- terms on labels and logits --------------------------------------------------------------------------------------
 
@@ -124,6 +54,9 @@ class SkewedKLTerm:
     skew: Fraction = 0.1
 
 
+_THROUGHOUT = Schedule("linear", start=0.0, end=1.0)
+
+
 @dataclass(frozen=True)
 class TAIDTerm:
     """T² times KL to a target that moves from the student's logits to the teacher's (TAID, arXiv:2501.16937).
@@ -135,7 +68,7 @@ class TAIDTerm:
     type: Literal["taid"]
     weight: Weight = 1.0
     temperature: Temperature = 1.0
-    progress: Progress = Schedule("linear", start=0.0, end=1.0)
+    progress: Progress = _THROUGHOUT
 
 
 @dataclass(frozen=True)
@@ -196,47 +129,62 @@ class ZLossTerm:
 # --- terms on what lies between: hidden states, attention -------------------------------------------------------------
 
 LayerPair = Annotated[tuple[Integer, ...], Field(min_length=2, max_length=2)]
-Layers = Literal["uniform", "skip", "last"] | Annotated[tuple[LayerPair, ...], Field(min_length=1)]
+Layers = Literal["uniform", "skip", "last", "middle"] | Annotated[tuple[LayerPair, ...], Field(min_length=1)]
 """Which student layer learns from which teacher layer; layers count from 1, and 0 is the embeddings' output.
 
 `uniform`: student layer i from i·L_t/L_s, rounded, ties up. `skip`: the same without the last. `last`: all but the
-student's last from as many just before the teacher's last. Or pairs [student layer, teacher layer], where negative
-numbers count from the end: [-1, -1] are the last of both. The term is the mean over the pairs.
+student's last from as many just before the teacher's last. `middle`: the middle layer of each, of an even number the
+lower one. Or pairs [student layer, teacher layer], where negative numbers count from the end: [-1, -1] are the last of
+both.
 """
 LAST_LAYERS: tuple[LayerPair, ...] = ((-1, -1),)
+
+Reduce = Literal["mean", "sum"]
+"""Over the pairs of layers: a term is their mean, or their sum."""
+
+Projected = Literal["none", "per_pair", "shared"]
+"""Whether the student's states are multiplied by learned matrices [D_s, D_t] before they are compared.
+
+They then need not have the teacher's width. There is a matrix for each pair of layers, or one that all pairs of the
+term share; with several teachers, for each of them. They are trained beside the student, and no part of it.
+"""
 
 
 @dataclass(frozen=True)
 class HiddenStateTerm:
-    """Mean squared error of hidden states of one width, over tokens (FitNets, arXiv:1412.6550)."""
+    """Mean squared error of hidden states, over tokens (FitNets, arXiv:1412.6550)."""
 
     __pydantic_config__ = STRICT
     type: Literal["hidden_state_mse"]
     weight: Weight = 1.0
     layers: Layers = "uniform"
+    projection: Projected = "none"
+    reduce: Reduce = "mean"
 
 
 @dataclass(frozen=True)
 class EmbeddingTerm:
-    """Mean squared error of the embedding layers' outputs, of one width (TinyBERT, arXiv:1909.10351)."""
+    """Mean squared error of the embedding layers' outputs (TinyBERT, arXiv:1909.10351)."""
 
     __pydantic_config__ = STRICT
     type: Literal["embedding_mse"]
     weight: Weight = 1.0
+    projection: Projected = "none"
 
 
 @dataclass(frozen=True)
 class CosineTerm:
-    """1 − cosine of the last hidden states, of one width, over tokens (DistilBERT, arXiv:1910.01108)."""
+    """1 − cosine of the last hidden states, over tokens (DistilBERT, arXiv:1910.01108)."""
 
     __pydantic_config__ = STRICT
     type: Literal["cosine"]
     weight: Weight = 1.0
+    projection: Projected = "none"
 
 
 @dataclass(frozen=True)
 class PatientTerm:
-    """Squared distance of normalised states of one width (PKD, arXiv:1908.09355).
+    """Squared distance of normalised states (PKD, arXiv:1908.09355).
 
     Those of an encoder's first token, or of the last token of each of a decoder's documents.
     """
@@ -245,6 +193,8 @@ class PatientTerm:
     type: Literal["patient"]
     weight: Weight = 1.0
     layers: Layers = "skip"
+    projection: Projected = "none"
+    reduce: Reduce = "mean"
 
 
 @dataclass(frozen=True)
@@ -255,6 +205,7 @@ class AttentionMSETerm:
     type: Literal["attention_mse"]
     weight: Weight = 1.0
     layers: Layers = "uniform"
+    reduce: Reduce = "mean"
 
 
 @dataclass(frozen=True)
@@ -265,6 +216,7 @@ class AttentionKLTerm:
     type: Literal["attention_kl"]
     weight: Weight = 1.0
     layers: Layers = LAST_LAYERS
+    reduce: Reduce = "mean"
 
 
 @dataclass(frozen=True)
@@ -281,6 +233,7 @@ class RelationTerm:
     relations: Annotated[tuple[Literal["query", "key", "value"], ...], Field(min_length=1)] = ("value",)
     relation_heads: Positive | None = None
     layers: Layers = LAST_LAYERS
+    reduce: Reduce = "mean"
 
 
 @dataclass(frozen=True)
@@ -295,13 +248,14 @@ class SimilarityTerm:
     type: Literal["similarity_preserving"]
     weight: Weight = 1.0
     layers: Layers = LAST_LAYERS
+    reduce: Reduce = "mean"
 
 
 @dataclass(frozen=True)
 class ContrastiveTerm:
     """Contrast with the batch: each student state is to find its own teacher's (CRD's in-batch form, arXiv:1910.10699).
 
-    State: the mean of a row's last hidden states, or the `first` token's, of one width. It couples the examples of a
+    State: the mean of a row's last hidden states, or the `first` token's. It couples the examples of a
     batch, which therefore may not be split into micro-batches.
     """
 
@@ -310,15 +264,18 @@ class ContrastiveTerm:
     weight: Weight = 1.0
     temperature: Temperature = 0.1
     pooling: Literal["mean", "first"] = "mean"
+    projection: Projected = "none"
 
 
 LayeredTermConfig = HiddenStateTerm | PatientTerm | AttentionMSETerm | AttentionKLTerm | RelationTerm | SimilarityTerm
 FeatureTermConfig = LayeredTermConfig | EmbeddingTerm | CosineTerm | ContrastiveTerm
 """Terms that read what lies between a model's input and its logits."""
+ProjectableTermConfig = HiddenStateTerm | EmbeddingTerm | CosineTerm | PatientTerm | ContrastiveTerm
+"""Terms that compare vectors of one width, or project the student's to it."""
 CoupledTermConfig = CorrelationTerm | SimilarityTerm | ContrastiveTerm
 """Terms that are no sum over examples: they compare the examples of a batch with one another."""
 
-TermConfig = Annotated[
+AnyTermConfig = (
     CrossEntropyTerm
     | DivergenceTerm
     | JensenShannonTerm
@@ -337,22 +294,56 @@ TermConfig = Annotated[
     | AttentionKLTerm
     | RelationTerm
     | SimilarityTerm
-    | ContrastiveTerm,
-    Field(discriminator="type"),
-]
+    | ContrastiveTerm
+)
+TermConfig = Annotated[AnyTermConfig, Field(discriminator="type")]
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PresetConfig:
-    """A published recipe (see `expand_loss`), and the numbers of it that it lets one change."""
+    """A published recipe (see `recipes.PRESETS`), and the numbers of it that it lets one change."""
 
     __pydantic_config__ = STRICT
-    preset: Literal["hinton", "txtai", "distilbert", "pkd", "minilm", "minilm_v2", "llama"]
+    preset: Literal["hinton", "txtai", "distilbert", "fitnets", "pkd", "tinybert", "minilm", "minilm_v2", "llama"]
     temperature: PositiveFloat | None = None
     alpha: Annotated[Number, Field(ge=0, le=1)] | None = None
     beta: PositiveFloat | None = None
     layers: Layers | None = None
     relation_heads: Positive | None = None
+    projection: Projected | None = None
+    share: PositiveFloat | None = None
 
 
-LossConfig = tuple[TermConfig, ...] | PresetConfig
+@dataclass(frozen=True)
+class PhaseConfig:
+    """A part of a stage with a loss of its own; the next phase begins with the student that this one leaves.
+
+    phase: its name. terms: weighted terms, or a preset of one phase. share: of the stage's epochs or steps (left out:
+    the phases without one divide evenly what the others leave). learning_rate: left out, the stage's. Schedules, the
+    learning rate's too, begin anew with each phase, and so does the optimizer.
+    """
+
+    __pydantic_config__ = STRICT
+    type: Literal["phase"]
+    phase: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    terms: tuple[TermConfig, ...] | PresetConfig
+    share: PositiveFloat | None = None
+    learning_rate: PositiveFloat | None = None
+
+
+def _phase_by_its_name(written: Any) -> Any:
+    """A mapping with `phase` needs no type besides."""
+    if isinstance(written, Mapping) and "phase" in written and "type" not in written:
+        return {**written, "type": "phase"}
+    return written
+
+
+_Item = Annotated[
+    Annotated[AnyTermConfig | PhaseConfig, Field(discriminator="type")], BeforeValidator(_phase_by_its_name)
+]
+
+LossConfig = tuple[_Item, ...] | PresetConfig
+"""Weighted terms, phases of them, or a preset."""

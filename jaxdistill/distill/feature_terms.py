@@ -1,13 +1,14 @@
 """Terms on what lies between a model's input and its logits: hidden states and attention of mapped layers.
 
-Each is the mean over its pairs of layers, and with several teachers their weighted mean, every teacher with pairs of
-its own. What a token of padding holds has no effect; tokens of packed documents meet only those they may attend to.
+Each is the mean or the sum over its pairs of layers, and with several teachers their weighted mean, every teacher with
+pairs of its own. What a token of padding holds has no effect; tokens of packed documents meet only those they may
+attend to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, assert_never
 
 import jax.numpy as jnp
@@ -21,12 +22,16 @@ from jaxdistill.config.loss_schema import (
     EmbeddingTerm,
     FeatureTermConfig,
     HiddenStateTerm,
+    LayeredTermConfig,
     PatientTerm,
+    ProjectableTermConfig,
+    Reduce,
     RelationTerm,
     SimilarityTerm,
 )
 from jaxdistill.distill.layer_maps import Pairs, term_pairs
 from jaxdistill.distill.positions import attended, document_ends, packed, real_examples, tokens
+from jaxdistill.distill.projections import Projection, project, teacher_name
 from jaxdistill.distill.schedules import Scheduled, number
 from jaxdistill.distill.signals import Wanted
 from jaxdistill.errors import ConfigError
@@ -45,6 +50,7 @@ class _OfLayers:
     teacher_weights: tuple[float, ...]
     pairs: tuple[Pairs, ...]
     signal: Literal["hidden_states", "attention_scores", "qkv"]
+    reduce: Reduce = "mean"
     group: Literal["kd"] = "kd"
     coupled: bool = False
 
@@ -60,23 +66,66 @@ class _OfLayers:
         """As the model counts them."""
         return tuple(sorted({layer - _FIRST_LAYER[self.signal] for layer in layers}))
 
-    def _mean(self, student: Signals, teachers: Sequence[Signals], compare: Callable[[Array, Array], Scalar]) -> Scalar:
-        """`compare` of each pair of layers, averaged over pairs and teachers."""
+    def _pairs(self, student: Signals, teachers: Sequence[Signals]) -> Iterator[_Pair]:
+        """What is compared with what, of every teacher."""
         ours, first = student[self.signal], _FIRST_LAYER[self.signal]
-        total = jnp.float32(0)
-        for weight, teacher, pairs in zip(self.teacher_weights, teachers, self.pairs, strict=True):
-            share = weight / sum(self.teacher_weights) / len(pairs)
-            for ours_at, theirs_at in pairs:
-                total += share * compare(ours[ours_at - first], teacher[self.signal][theirs_at - first])
-        return total
+        for index, (weight, teacher, pairs) in enumerate(zip(self.teacher_weights, teachers, self.pairs, strict=True)):
+            share = weight / sum(self.teacher_weights) / (len(pairs) if self.reduce == "mean" else 1)
+            for position, (ours_at, theirs_at) in enumerate(pairs):
+                yield _Pair(ours[ours_at - first], teacher[self.signal][theirs_at - first], share, index, position)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Signals of a student's and of a teacher's layer; `share` weighs their comparison in the term.
+
+    teacher, position: which teacher it is, and which of the pairs with it.
+    """
+
+    ours: Array
+    theirs: Array
+    share: float
+    teacher: int
+    position: int
+
+
+def _total(pairs: Iterable[_Pair], compare: Callable[[Array, Array], Scalar]) -> Scalar:
+    """`compare` of every pair, by their shares."""
+    return sum((pair.share * compare(pair.ours, pair.theirs) for pair in pairs), start=jnp.float32(0))
 
 
 @dataclass(frozen=True, kw_only=True)
-class States(_OfLayers):
-    """A distance between hidden states of one width, over tokens."""
+class _OfVectors(_OfLayers):
+    """What terms on vectors of hidden states share.
+
+    projections: with each teacher, what the student's are multiplied by; none where the widths are equal.
+    """
+
+    projections: tuple[Projection, ...] = ()
+    signal: Literal["hidden_states"] = "hidden_states"
+
+    def _projected(
+        self,
+        student: Signals,
+        teachers: Sequence[Signals],
+        where: Bool[Array, "*B"],
+        select: Callable[[Array], Array] = lambda states: states,
+    ) -> Iterator[_Pair]:
+        """The pairs of vectors that `select` takes from hidden states, the student's projected where `where` counts."""
+        for pair in self._pairs(student, teachers):
+            ours, theirs = select(pair.ours), select(pair.theirs)
+            if self.projections:
+                kernels = student["projections"][self.name][teacher_name(pair.teacher)]
+                shared = self.projections[pair.teacher].count == 1
+                ours = project(ours, kernels[0 if shared else pair.position], where)
+            yield replace(pair, ours=ours, theirs=theirs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class States(_OfVectors):
+    """A distance between hidden states, over tokens."""
 
     distance: Literal["hidden_state_mse", "cosine"]
-    signal: Literal["hidden_states"] = "hidden_states"
 
     def where(self, batch: Batch) -> Bool[Array, "B S"]:
         return tokens(batch)
@@ -88,14 +137,12 @@ class States(_OfLayers):
         def compare(ours: Array, theirs: Array) -> Scalar:
             return losses.masked_sum_count(distance(ours, theirs, where=where), where)[0]
 
-        return self._mean(student, teachers, compare)
+        return _total(self._projected(student, teachers, where), compare)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patient(_OfLayers):
+class Patient(_OfVectors):
     """Squared distance of normalised states: an encoder's first token, or the last of each packed document."""
-
-    signal: Literal["hidden_states"] = "hidden_states"
 
     def where(self, batch: Batch) -> Bool[Array, "*B"]:
         return document_ends(batch) if packed(batch) else real_examples(batch)
@@ -104,10 +151,10 @@ class Patient(_OfLayers):
         where, every = self.where(batch), packed(batch)
 
         def compare(ours: Array, theirs: Array) -> Scalar:
-            pair = (ours, theirs) if every else (ours[:, 0], theirs[:, 0])
-            return losses.masked_sum_count(losses.patient_loss(*pair, where=where), where)[0]
+            return losses.masked_sum_count(losses.patient_loss(ours, theirs, where=where), where)[0]
 
-        return self._mean(student, teachers, compare)
+        pairs = self._projected(student, teachers, where, lambda states: states if every else states[:, 0])
+        return _total(pairs, compare)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +176,7 @@ class Attention(_OfLayers):
             pair = (x if allowed is None else jnp.where(allowed[:, None], x, -jnp.inf) for x in (ours, theirs))
             return losses.masked_sum_count(distance(*pair, where=where), where)[0]
 
-        return self._mean(student, teachers, compare)
+        return _total(self._pairs(student, teachers), compare)
 
 
 _QKV = ("query", "key", "value")
@@ -162,7 +209,7 @@ class Relations(_OfLayers):
                 total += losses.masked_sum_count(values, where)[0]
             return total
 
-        return self._mean(student, teachers, compare)
+        return _total(self._pairs(student, teachers), compare)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,16 +228,15 @@ class Similarity(_OfLayers):
         def compare(ours: Array, theirs: Array) -> Scalar:
             return losses.similarity_preserving(ours, theirs, where=where)
 
-        return _rows(self.where(batch)) * self._mean(student, teachers, compare)
+        return _rows(self.where(batch)) * _total(self._pairs(student, teachers), compare)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrastive(_OfLayers):
+class Contrastive(_OfVectors):
     """Each row's state against the teacher's of all rows; a part of a batch sees only its own rows."""
 
     temperature: Scheduled
     pooling: Literal["mean", "first"]
-    signal: Literal["hidden_states"] = "hidden_states"
     coupled: bool = True
 
     def where(self, batch: Batch) -> Bool[Array, " B"]:
@@ -207,9 +253,9 @@ class Contrastive(_OfLayers):
             return jnp.sum(wide, axis=1) / count.astype(jnp.float32)
 
         def compare(ours: Array, theirs: Array) -> Scalar:
-            return losses.contrastive(state(ours), state(theirs), temperature=number(self.temperature), where=where)
+            return losses.contrastive(ours, theirs, temperature=number(self.temperature), where=where)
 
-        return _rows(where) * self._mean(student, teachers, compare)
+        return _rows(where) * _total(self._projected(student, teachers, where, state), compare)
 
 
 def _rows(where: Bool[Array, " B"]) -> Scalar:
@@ -224,19 +270,25 @@ def make_feature_term(
     temperature: Scheduled,
     teacher_weights: tuple[float, ...],
     depths: Sequence[int],
+    widths: Sequence[int],
 ) -> States | Patient | Attention | Relations | Similarity | Contrastive:
-    """The term a configuration describes; depths: layers of the student, then of each teacher.
+    """The term a configuration describes.
+
+    depths, widths: layers, and size of the hidden states, of the student, then of each teacher; widths only if the term
+    has projections.
 
     Raises:
-      ConfigError: layers that a model does not have, or depths that are not given.
+      ConfigError: layers that a model does not have, or depths or widths that are needed and not given.
     """
-    if teacher_weights and len(depths) != 1 + len(teacher_weights):
-        raise ConfigError(
-            f"loss: {config.type} reads layers, for which the depths of the student and of "
-            f"{len(teacher_weights)} teacher(s) must be known; got {list(depths)}"
-        )
+    _check_known(config, "reads layers", "depths", depths, teachers=len(teacher_weights))
     pairs = tuple(term_pairs(config, depths[0], depth) for depth in depths[1:])
     common: dict[str, Any] = {"name": name, "weight": weight, "teacher_weights": teacher_weights, "pairs": pairs}
+    if isinstance(config, LayeredTermConfig):
+        common["reduce"] = config.reduce
+    if isinstance(config, ProjectableTermConfig) and config.projection != "none":
+        _check_known(config, "has projections", "widths", widths, teachers=len(teacher_weights))
+        counts = [1 if config.projection == "shared" else len(each) for each in pairs]
+        common["projections"] = tuple(map(Projection, counts, [widths[0]] * len(pairs), widths[1:]))
     match config:
         case HiddenStateTerm() | EmbeddingTerm():
             return States(**common, distance="hidden_state_mse")
@@ -253,3 +305,12 @@ def make_feature_term(
         case ContrastiveTerm():
             return Contrastive(**common, temperature=temperature, pooling=config.pooling)
     assert_never(config)
+
+
+def _check_known(config: FeatureTermConfig, what: str, key: str, sizes: Sequence[int], *, teachers: int) -> None:
+    """The sizes of the student and of every teacher are there, if there is a teacher."""
+    if teachers and len(sizes) != 1 + teachers:
+        raise ConfigError(
+            f"loss: {config.type} {what}, for which the {key} of the student and of {teachers} teacher(s) must be "
+            f"known; got {list(sizes)}"
+        )

@@ -27,8 +27,8 @@ def resolve_layers(layers: Layers, student_depth: int, teacher_depth: int, *, lo
 
     Args:
       layers: `uniform` (i·L_t/L_s for each student layer i, rounded, ties up), `skip` (the same without the last),
-        `last` (all but the student's last, from as many just before the teacher's last), or pairs, whose negative
-        numbers count from the end.
+        `last` (all but the student's last, from as many just before the teacher's last), `middle` (of each, of an even
+        number the lower one), or pairs, whose negative numbers count from the end.
       student_depth, teacher_depth: L_s and L_t.
       lowest: 1 where the embeddings' output, layer 0, will not do.
 
@@ -38,6 +38,8 @@ def resolve_layers(layers: Layers, student_depth: int, teacher_depth: int, *, lo
     if not isinstance(layers, str):
         depths = (("student", student_depth), ("teacher", teacher_depth))
         return tuple((_layer(s, *depths[0], lowest), _layer(t, *depths[1], lowest)) for s, t in layers)
+    if layers == "middle":
+        return (((student_depth + 1) // 2, (teacher_depth + 1) // 2),)
     if student_depth > teacher_depth:
         raise ConfigError(
             f"layers: {layers} maps a student to a teacher of at least its depth, but the student has {student_depth} "

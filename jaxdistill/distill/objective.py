@@ -12,13 +12,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdistill.config.loss_schema import TermConfig
+from jaxdistill.distill.feature_terms import Contrastive, Patient, States
 from jaxdistill.distill.fused import FusedTerms, unfusable
 from jaxdistill.distill.positions import labelled, learned
+from jaxdistill.distill.projections import Projections, teacher_name
 from jaxdistill.distill.schedules import always_zero, at_step, number
 from jaxdistill.distill.signals import Request, by_layer, union
 from jaxdistill.distill.terms import Term, make_term
 from jaxdistill.errors import ConfigError
-from jaxdistill.typing import Array, Batch, Bool, Scalar, Signals
+from jaxdistill.typing import Array, Batch, Bool, Params, Scalar, Signals
 
 Metrics = dict[str, tuple[Scalar, Scalar]]
 """Metrics as (sum, count): they add up over micro-batches, devices and steps; the mean is sum / count."""
@@ -58,6 +60,15 @@ class Objective:
         return union(part.teacher_outputs[teacher] for part in parts)
 
     @property
+    def projections(self) -> Projections:
+        """The matrices that are learned beside the student, of each term that has any: shapes, by term and teacher."""
+        return {
+            term.name: {teacher_name(index): each for index, each in enumerate(term.projections)}
+            for term in self.terms
+            if isinstance(term, States | Patient | Contrastive) and term.projections
+        }
+
+    @property
     def coupled(self) -> bool:
         """Whether a term compares the examples of a batch with one another, so that no part of it gives its share."""
         return any(term.coupled for term in self._every_term)
@@ -84,6 +95,7 @@ class Objective:
         counts: Mapping[str, Scalar],
         mesh: Mesh | None = None,
         step: Scalar | None = None,
+        projections: Params | None = None,
     ) -> tuple[Scalar, Metrics]:
         """The loss of `batch`, or its share if `batch` is a part of what was counted.
 
@@ -94,6 +106,7 @@ class Objective:
           counts: `counts` of the whole batch.
           mesh: devices that the signals are spread over under `jit`; None if they are all here.
           step: number of updates before this one, int32 []; only weights and temperatures with a schedule need it.
+          projections: the learned matrices, as `init_projections(self.projections, key)` makes them.
 
         Returns:
           (loss float32 [], metrics): each metric a (sum, count). `loss` = `kd` + `ce`, the weighted distillation and
@@ -101,9 +114,11 @@ class Objective:
           gives logits.
 
         Raises:
-          ValueError: other signals came than were asked for, or the loss changes with the step and there is none.
+          ValueError: other signals or projections came than were asked for, or the loss changes with the step and there
+            is none.
         """
-        student = self._read(student, self.student_outputs)
+        self._check_projections(projections or {})
+        student = {**self._read(student, self.student_outputs), "projections": projections}
         teachers = [self._read(signals, self.outputs_of(index)) for index, signals in enumerate(teachers)]
         now = self._at(step)
         value, totals = jnp.float32(0), {}
@@ -127,6 +142,16 @@ class Objective:
         if "logits" in student:
             metrics["accuracy"] = _accuracy(student["logits"], batch)
         return value, metrics
+
+    def _check_projections(self, given: Params) -> None:
+        """Raise ValueError unless they are those of the terms."""
+        expected = {term: {name: each.shape for name, each in own.items()} for term, own in self.projections.items()}
+        found = {term: {name: tuple(each.shape) for name, each in own.items()} for term, own in given.items()}
+        if found != expected:
+            raise ValueError(
+                f"the loss projects by {expected}, got {found}; make the state with init_state(..., "
+                "projections=objective.projections)"
+            )
 
     def _share(self, term: Term, totals: Mapping[str, Scalar], counts: Mapping[str, Scalar]) -> Scalar:
         """A term's weighted part of the loss."""
@@ -152,6 +177,7 @@ def make_objective(
     fused: Literal["auto", "on", "off"] = "off",
     vocab_size: int | None = None,
     depths: Sequence[int] = (),
+    widths: Sequence[int] = (),
     total_steps: int | None = None,
 ) -> Objective:
     """The objective of a list of terms against teachers of the given weights (none: labels alone).
@@ -166,14 +192,15 @@ def make_objective(
         array exists: `on`, `off`, or `auto` (where all of them can be).
       vocab_size: classes of a padded vocabulary (None: every column of the logits is one).
       depths: layers of the student, then of each teacher; only terms that read layers need them.
+      widths: of their hidden states; only terms with projections need them.
       total_steps: of the stage; only schedules in shares of it need them.
 
     Raises:
       ConfigError: no term is left, a term needs a teacher and there is none, `on` with terms that cannot be fused,
-        layers that a model does not have, or depths or steps that are needed and not given.
+        layers that a model does not have, or depths, widths or steps that are needed and not given.
     """
     weights = tuple(float(weight) for weight in teacher_weights)
-    build = partial(make_term, teacher_weights=weights, depths=depths, total_steps=total_steps)
+    build = partial(make_term, teacher_weights=weights, depths=depths, widths=widths, total_steps=total_steps)
     seen: Counter[str] = Counter()
     terms = []
     for config in term_configs:

@@ -43,6 +43,8 @@ def check_terms(
       ConfigError: all problems, each with the term's path, both sizes, and what to do.
     """
     where = f"stages.{stage.name}.loss"
+    if stage.phase is not None:
+        where = f"stages.{stage.name.partition('.')[0]}.loss.{stage.phase}"
     written = isinstance(stage.config.loss, tuple)
     problems = []
     for position, term in enumerate(stage.terms):
@@ -72,7 +74,8 @@ def _problems(
         )
     match term:
         case HiddenStateTerm() | EmbeddingTerm() | CosineTerm() | PatientTerm() | ContrastiveTerm():
-            yield from _equal("hidden_size", student, teacher)
+            if term.projection == "none":
+                yield from _equal("hidden_size", student, teacher)
         case AttentionMSETerm() | AttentionKLTerm():
             yield from _equal("num_attention_heads", student, teacher)
             yield from _windows(student, teacher, pairs, max_length)
@@ -84,8 +87,8 @@ def _problems(
 
 
 _ADVICE = {
-    "hidden_size": "relation_kl or similarity_preserving, which compare any widths",
-    "num_attention_heads": "relation_kl, which compares any numbers of heads",
+    "hidden_size": "learn a projection between the two (projection: per_pair, or shared)",
+    "num_attention_heads": "use relation_kl, which compares any numbers of heads",
 }
 
 
@@ -94,7 +97,7 @@ def _equal(size: str, student: ModelConfig, teacher: ModelConfig) -> Iterator[st
     if ours != theirs:
         yield (
             f"needs one {size} for both, but the student's is {ours} and the teacher's {theirs}; give the student "
-            f"{size}: {theirs}, or use {_ADVICE[size]}"
+            f"{size}: {theirs}, or {_ADVICE[size]}"
         )
 
 

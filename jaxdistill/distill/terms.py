@@ -63,7 +63,10 @@ class Term(Protocol):
         ...
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
-        """The unweighted sum over those positions, float32. Signals of several layers are {layer: array}."""
+        """The unweighted sum over those positions, float32.
+
+        Signals of several layers are {layer: array}; the student's `projections` are {term: {teacher: matrices}}.
+        """
         ...
 
 
@@ -276,6 +279,7 @@ def make_term(
     name: str,
     teacher_weights: tuple[float, ...],
     depths: Sequence[int] = (),
+    widths: Sequence[int] = (),
     total_steps: int | None = None,
 ) -> Term:
     """The term a configuration describes.
@@ -285,10 +289,11 @@ def make_term(
       name: of its metric.
       teacher_weights: one positive number per teacher.
       depths: layers of the student, then of each teacher; only terms that read layers need them.
+      widths: of their hidden states; only terms with projections need them.
       total_steps: of the stage; only schedules in shares of it need them.
 
     Raises:
-      ConfigError: layers that a model does not have, or depths or steps that are needed and not given.
+      ConfigError: layers that a model does not have, or depths, widths or steps that are needed and not given.
     """
     weight, temperature = (
         make_schedule(getattr(config, key, 1.0), total_steps=total_steps) for key in ("weight", "temperature")
@@ -323,4 +328,4 @@ def make_term(
                 **against, inter_weight=config.inter_weight, intra_weight=config.intra_weight, temperature=temperature
             )
         case _:
-            return make_feature_term(config, **against, temperature=temperature, depths=depths)
+            return make_feature_term(config, **against, temperature=temperature, depths=depths, widths=widths)

@@ -59,8 +59,9 @@ def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
     """One step on the stage's longest batch."""
     job = preparation.task.job(survey)
     step, optimizer, _ = make_step(job, make_mesh(job.parallel))
+    key, projections = jax.random.key(job.seed), job.objective.projections
     state = step.put_state(
-        init_state(job.initial_params(), optimizer, jax.random.key(job.seed), step.mesh, model=job.student)
+        init_state(job.initial_params(), optimizer, key, step.mesh, model=job.student, projections=projections)
     )
     teacher_params = step.put_params(job.teacher_params)
     batch = step.put_batch(job.feed.longest(job.config.train.batch_size))

@@ -20,7 +20,6 @@ from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.cost import dispatch_steps
 from jaxdistill.train.memory import StepMemory, memory_breakdown
 from jaxdistill.train.optimizer import build_optimizer
-from jaxdistill.train.state import abstract_state
 from jaxdistill.train.step import TrainStep, make_train_step
 from jaxdistill.typing import Batch, Params
 
@@ -128,8 +127,8 @@ def steps_per_dispatch(job: Job) -> int:
 def step_memory(job: Job) -> StepMemory:
     """What the stage's step holds on a device, and what of it settings could save; nothing is compiled or placed."""
     mesh = make_mesh(job.parallel)
-    step, optimizer, _ = make_step(job, mesh)
-    state = abstract_state(job.student, optimizer, mesh)
+    step, _, _ = make_step(job, mesh)
+    state = step.abstract_state()
     language = job.student.task == "causal_lm"
     return memory_breakdown(
         student=job.student,
@@ -138,7 +137,7 @@ def step_memory(job: Job) -> StepMemory:
         precision=job.precision,
         mesh_shape=mesh.shape,
         fused=job.objective.fused is not None if language else None,
-        student_params=state.params,
+        student_params=state.trained,
         opt_state=state.opt_state,
         teacher_params=step.abstract_params(job.teacher_params),
         batch=job.feed.longest(job.config.train.batch_size),

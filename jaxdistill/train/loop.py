@@ -119,7 +119,10 @@ class _Loop:
             console.print(f"{job.title}: continues at step {self.done} of {self.total}")
         else:
             start = jax.random.fold_in(key, 1)
-            state = init_state(job.initial_params(), optimizer, start, self.mesh, model=job.student)
+            projections = job.objective.projections
+            state = init_state(
+                job.initial_params(), optimizer, start, self.mesh, model=job.student, projections=projections
+            )
         self.per_dispatch = steps_per_dispatch(job)
         feed = job.feed.iterator(batch_size=train.batch_size, seed=job.seed, steps=self.total, positions=positions)
         self.batches = Groups(feed, most=self.per_dispatch)

@@ -35,7 +35,7 @@ from jaxdistill.parallel import (
     stacked_sharding,
 )
 from jaxdistill.train.adamw import GuardedTransformation, guarded
-from jaxdistill.train.state import TrainState, abstract_state, state_shardings
+from jaxdistill.train.state import TrainState, abstract_state, apart, state_shardings
 from jaxdistill.typing import Batch, Params, Scalar
 
 _AXIS = "data"
@@ -128,8 +128,10 @@ class _Program:
     def _gradients(self, state, teacher_params, batch, counts, split, mesh) -> tuple[Params, Scalar, Metrics]:
         """Gradient, loss and metrics of the batch, each a sum over its micro-batches."""
         key = jax.random.fold_in(state.key, state.step)
+        projected = bool(state.projections)
 
-        def loss_of(params: Params, part: Batch) -> tuple[Scalar, Metrics]:
+        def loss_of(trained: Any, part: Batch) -> tuple[Scalar, Metrics]:
+            params, projections = apart(trained, projected=projected)
             taught = [
                 teacher.signals(frozen, part, self.objective.outputs_of(index))
                 for index, (teacher, frozen) in enumerate(zip(self.teachers, teacher_params, strict=True))
@@ -137,18 +139,20 @@ class _Program:
             ]
             # the same key for every part: the model tells examples apart by their example_id
             learned = self.student.apply(params, part, self.objective.student_outputs, key)
-            return self.objective(learned, taught, part, counts=counts, mesh=mesh, step=state.step)
+            return self.objective(
+                learned, taught, part, counts=counts, mesh=mesh, step=state.step, projections=projections
+            )
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:
-            (loss, metrics), gradients = value_and_grad(state.params, batch)
+            (loss, metrics), gradients = value_and_grad(state.trained, batch)
             return gradients, loss, metrics
 
         def body(gradients, part):
-            (loss, metrics), new = value_and_grad(state.params, part)
+            (loss, metrics), new = value_and_grad(state.trained, part)
             return jax.tree.map(jnp.add, gradients, new), (loss, metrics)
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.tree.map(jnp.zeros_like, state.trained)
         gradients, parts = jax.lax.scan(body, zeros, split(batch, self.accumulate))
         loss, metrics = jax.tree.map(lambda values: jnp.sum(values, axis=0), parts)
         return gradients, loss, metrics
@@ -160,9 +164,10 @@ def _update(
     """The next state: updated if loss and gradient are finite, else the old one counted as skipped."""
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, finite=finite, grad_norm=grad_norm)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained, finite=finite, grad_norm=grad_norm)
     # a select fuses into the update's own pass over the parameters; a conditional would be a second pass
-    params = jax.tree.map(lambda old, update: jnp.where(finite, old + update, old), state.params, updates)
+    trained = jax.tree.map(lambda old, update: jnp.where(finite, old + update, old), state.trained, updates)
+    params, projections = apart(trained, projected=bool(state.projections))
     skipped = (~finite).astype(jnp.int32)
     metrics = metrics | {"grad_norm": (grad_norm, jnp.float32(1))}
     metrics = jax.tree.map(lambda value: jnp.where(finite, value, jnp.zeros_like(value)), metrics)
@@ -171,6 +176,7 @@ def _update(
         state,
         step=state.step + 1,
         params=params,
+        projections=projections,
         opt_state=opt_state,
         skipped=state.skipped + skipped,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
@@ -215,7 +221,9 @@ class TrainStep:
         else:
             for model in filter(None, map(_model_of, program.teachers)):
                 check_mesh(model, mesh, teacher_layout)
-            self._state_shardings = state_shardings(program.student, program.optimizer, mesh)
+            self._state_shardings = state_shardings(
+                program.student, program.optimizer, mesh, program.objective.projections
+            )
             spread = mesh if mesh.size > 1 else None
             how = {"split": self._split_sharded, "total": lambda tree: tree, "mesh": spread}
             jit = partial(jax.jit, out_shardings=(self._state_shardings, replicated(mesh)), donate_argnums=donated)
@@ -332,7 +340,8 @@ class TrainStep:
 
     def abstract_state(self) -> TrainState:
         """The ordinary state as shapes with shardings: what a restore puts every array straight where it goes by."""
-        return abstract_state(self._program.student, self._program.optimizer, self.mesh)
+        program = self._program
+        return abstract_state(program.student, program.optimizer, self.mesh, program.objective.projections)
 
     def skipped_in_a_row(self, state: TrainState) -> int:
         """How many updates in a row were skipped up to this state; waits for the device."""

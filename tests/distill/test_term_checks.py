@@ -55,7 +55,8 @@ MISTRAL = {"model_type": "mistral", "sliding_window": 4, "num_key_value_heads": 
             {},
             WIDE,
             "stages.b.loss.1: hidden_state_mse with teacher a: needs one hidden_size for both, but the student's is 8 "
-            "and the teacher's 12; give the student hidden_size: 12, or use relation_kl or similarity_preserving",
+            "and the teacher's 12; give the student hidden_size: 12, or learn a projection between the two "
+            "(projection: per_pair, or shared)",
         ),
         ({"preset": "pkd"}, {}, WIDE, "stages.b.loss: patient with teacher a: needs one hidden_size"),
         (
