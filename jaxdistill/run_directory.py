@@ -1,7 +1,7 @@
 """Where things are in a run directory, for whoever reads one: stages to come, reports, exports, predictions.
 
 RUN/summary.json, config.yaml, report.html
-RUN/stages/STAGE[/seed-K]/{stage.json, student/, metrics.jsonl, checkpoints/STEP/, tensorboard/}
+RUN/stages/STAGE[.PHASE][/seed-K]/{stage.json, student/, metrics.jsonl, checkpoints/STEP/, tensorboard/}
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from jaxdistill import models
-from jaxdistill.config import build_chain, load_run
+from jaxdistill.config import build_chain, load_run, run_from_dict
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "the"]
@@ -96,7 +96,7 @@ def test_the_library_example_runs(material: Path):
 
 
 def test_the_configuration_loads(material: Path, tmp_path: Path):
-    text, _ = blocks("yaml")
+    text, _, _ = blocks("yaml")
     text = put(text, **{"train.csv": material / "train.csv", "test.csv": material / "test.csv"})
     path = tmp_path / "chain.yaml"
     path.write_text(put(text, **{"./small-bert": material / "model"}), encoding="utf-8")
@@ -108,7 +108,7 @@ def test_the_configuration_loads(material: Path, tmp_path: Path):
 
 
 def test_the_configuration_of_language_models_loads(tmp_path: Path):
-    _, text = blocks("yaml")
+    _, text, _ = blocks("yaml")
     shape = {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008, "vocab_size": 32000}
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama", **shape}), encoding="utf-8")
@@ -117,6 +117,16 @@ def test_the_configuration_of_language_models_loads(tmp_path: Path):
     (tmp_path / "llama.yaml").write_text(text, encoding="utf-8")
     chain = build_chain(load_run(tmp_path / "llama.yaml", ["parallel.fsdp=8"]))
     assert [stage.key for stage in chain.stages] == ["student-1", "student-2", "student"]
+
+
+def test_the_loss_of_phases_loads():
+    _, _, text = blocks("yaml")
+    shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    student = {"name": "student", "student": {"architecture": "bert", **shape}, "train": {"steps": 10}}
+    stage = {**student, "teacher": {"asset": "minilm-l6"}, **yaml.safe_load(text)}
+    run = {"name": "phases", "data": {"train": {"asset": "sentiment", "split": "train"}}, "stages": [stage]}
+    chain = build_chain(run_from_dict(run))
+    assert [(stage.key, stage.config.train.steps) for stage in chain.stages] == [("student.between", 6), ("student", 4)]
 
 
 def commands() -> list[list[str]]:

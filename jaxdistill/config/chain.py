@@ -9,9 +9,10 @@ from typing import Any
 
 from jaxdistill.config.checks import contradictions
 from jaxdistill.config.data_schema import DataConfig
-from jaxdistill.config.defaults import expand_loss, stage_data, with_best
+from jaxdistill.config.defaults import stage_data, with_best
 from jaxdistill.config.ladder import expand_ladders
 from jaxdistill.config.loss_schema import TermConfig
+from jaxdistill.config.recipes import stage_phases
 from jaxdistill.config.schema import Run, StageConfig
 from jaxdistill.config.teachers import ResolvedTeacher, StageTeachers, resolve_teachers, run_order
 from jaxdistill.errors import ConfigError
@@ -19,10 +20,12 @@ from jaxdistill.errors import ConfigError
 
 @dataclass(frozen=True)
 class ChainStage:
-    """One training: a stage of the run, or one seed of a repeated stage.
+    """One training: a stage of the run, one seed of a repeated stage, or one phase of either.
 
     key: `student`, or `student/seed-1`; unique in the chain. data: the run's, with the stage's own keys written over.
-    terms: preset or default expanded. teachers and warm_start_teacher name other stages by key.
+    terms: preset or default expanded. teachers and warm_start_teacher name other stages by key. Of several phases the
+    last has the stage's name, those before it have names such as `student.hint`; begins: the key of the phase whose
+    student this one goes on with.
     """
 
     name: str
@@ -36,6 +39,8 @@ class ChainStage:
     warm_start_teacher: ResolvedTeacher | None
     teacher_cache: str
     repeats: bool
+    phase: str | None = None
+    begins: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def build_chain(run: Run) -> Chain:
     """Resolve a run into the stages to train, in order.
 
     Stages run as written, except that one written before its teacher comes after it. A ladder becomes one `ChainStage`
-    per rung, a repeated stage one per seed, and hands on its first seed's student. Models taken from outside are listed
+    per rung, a repeated stage one per seed, and hands on its first seed's student; a loss of several phases makes one
+    for each, and the last hands on. Models taken from outside are listed
     once each in `given`, in the order the run first learns from them (a model that is only copied from is not).
 
     Raises:
@@ -101,27 +107,41 @@ def _seed_suffix(stage: StageConfig) -> str:
 def _expand(
     run: Run, stage: StageConfig, teachers: StageTeachers, *, directory: Path, keys: dict[str, str]
 ) -> list[ChainStage]:
-    """A stage, once per seed."""
+    """A stage, once per phase, and each phase once per seed: seeds of one phase share a compiled program."""
 
     def by_key(teacher: ResolvedTeacher) -> ResolvedTeacher:
         return dataclasses.replace(teacher, stage=keys[teacher.stage]) if teacher.stage else teacher
 
     cache = stage.teacher_cache or run.teacher_cache
     common: dict[str, Any] = {
-        "name": stage.name,
-        "config": with_best(stage, run.data.task),
         "data": stage_data(run, stage),
-        "terms": expand_loss(stage.loss, has_teacher=bool(teachers.teachers)),
         "teachers": tuple(map(by_key, teachers.teachers)),
         "warm_start_teacher": by_key(teachers.warm_start) if teachers.warm_start else None,
         "teacher_cache": cache if teachers.teachers else "off",
         "repeats": stage.repeat is not None,
     }
     runs = [(seed, f"/seed-{seed}") for seed in stage.repeat.seeds] if stage.repeat else [(run.seed, "")]
-    return [
-        ChainStage(seed=seed, key=stage.name + suffix, directory=directory / "stages" / (stage.name + suffix), **common)
-        for seed, suffix in runs
-    ]
+    phases = stage_phases(stage, has_teacher=bool(teachers.teachers))
+    expanded, before = [], None
+    for phase in phases:
+        name = stage.name if phase is phases[-1] else f"{stage.name}.{phase.name}"
+        config = with_best(phase.config, run.data.task)
+        expanded += [
+            ChainStage(
+                name=name,
+                seed=seed,
+                key=name + suffix,
+                directory=directory / "stages" / (name + suffix),
+                config=config,
+                terms=phase.terms,
+                phase=phase.name,
+                begins=before + suffix if before else None,
+                **common,
+            )
+            for seed, suffix in runs
+        ]
+        before = name
+    return expanded
 
 
 def _given(run: Run, resolved: list[StageTeachers]) -> tuple[GivenTeacher, ...]:

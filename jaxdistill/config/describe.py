@@ -18,9 +18,11 @@ from jaxdistill.config.loss_schema import (
     FeatureTermConfig,
     HiddenStateTerm,
     JensenShannonTerm,
+    LayeredTermConfig,
     Layers,
     LogitMSETerm,
     PatientTerm,
+    ProjectableTermConfig,
     RelationTerm,
     Schedule,
     SimilarityTerm,
@@ -46,7 +48,7 @@ def describe(chain: Chain) -> list[dict[str, str]]:
             "key": stage.key,
             "teachers": _teachers(stage.teachers),
             "student": _student(stage),
-            "loss": loss_formula(stage.terms),
+            "loss": (f"{stage.phase}: " if stage.phase else "") + loss_formula(stage.terms),
             "length": _length(stage.config.train),
             "batch": str(stage.config.train.batch_size),
             "learning_rate": _number(stage.config.train.learning_rate),
@@ -92,25 +94,36 @@ def _term(term: TermConfig) -> str:
 def _feature_term(term: FeatureTermConfig) -> str:
     match term:
         case HiddenStateTerm():
-            return f"MSE(hidden, {_layers(term.layers)})"
+            return _over_layers(term, f"MSE(hidden{_projected(term)}, {_layers(term.layers)})")
         case EmbeddingTerm():
-            return "MSE(embeddings)"
+            return f"MSE(embeddings{_projected(term)})"
         case CosineTerm():
-            return "cosine(last hidden)"
+            return f"cosine(last hidden{_projected(term)})"
         case PatientTerm():
-            return f"patient({_layers(term.layers)})"
+            projected = f"states{_projected(term)}, " if _projected(term) else ""
+            return _over_layers(term, f"patient({projected}{_layers(term.layers)})")
         case AttentionMSETerm():
-            return f"MSE(attention scores, {_layers(term.layers)})"
+            return _over_layers(term, f"MSE(attention scores, {_layers(term.layers)})")
         case AttentionKLTerm():
-            return f"KL(attention, {_layers(term.layers)})"
+            return _over_layers(term, f"KL(attention, {_layers(term.layers)})")
         case RelationTerm():
             heads = f"{term.relation_heads} heads, " if term.relation_heads else ""
-            return f"KL({'+'.join(term.relations)} relations, {heads}{_layers(term.layers)})"
+            return _over_layers(term, f"KL({'+'.join(term.relations)} relations, {heads}{_layers(term.layers)})")
         case SimilarityTerm():
-            return f"similarity({_layers(term.layers)})"
+            return _over_layers(term, f"similarity({_layers(term.layers)})")
         case ContrastiveTerm():
-            return f"contrastive({term.pooling}, τ={_scheduled(term.temperature)})"
+            return f"contrastive({term.pooling}{_projected(term)}, τ={_scheduled(term.temperature)})"
     assert_never(term)
+
+
+def _projected(term: ProjectableTermConfig) -> str:
+    """`·W` where the student's states are projected: one matrix, or W_i for each pair of layers."""
+    return {"none": "", "shared": "·W", "per_pair": "·Wᵢ"}[term.projection]
+
+
+def _over_layers(term: LayeredTermConfig, text: str) -> str:
+    """With a Σ if the term adds its layers up."""
+    return f"Σ {text}" if term.reduce == "sum" else text
 
 
 def _layers(layers: Layers) -> str:
@@ -155,9 +168,12 @@ def _teachers(teachers: tuple[ResolvedTeacher, ...]) -> str:
 
 def _student(stage: ChainStage) -> str:
     student: StudentConfig = stage.config.student
-    if student.pretrained is not None or student.asset is not None:
-        return student.pretrained or student.asset or ""
-    text = _derived(student.derive) if student.derive is not None else _shape(student)
+    given = student.pretrained or student.asset
+    if stage.begins is not None:
+        return f"{given or _shape_or_derived(student)}, from {stage.begins}"
+    if given:
+        return given
+    text = _shape_or_derived(student)
     start = student.warm_start
     if start is None or stage.warm_start_teacher is None:
         return text
@@ -166,6 +182,10 @@ def _student(stage: ChainStage) -> str:
     copied += [f"width by {start.width}"] if start.width else []
     copied += [f"embeddings {start.embeddings}"] if start.embeddings else []
     return f"{text}, {' and '.join(copied)} from {stage.warm_start_teacher.label}"
+
+
+def _shape_or_derived(student: StudentConfig) -> str:
+    return _derived(student.derive) if student.derive is not None else _shape(student)
 
 
 def _shape(student: StudentConfig) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
 
-from jaxdistill.config.defaults import PRESETS, expand_loss, stage_data
+from jaxdistill.config.defaults import stage_data
 from jaxdistill.config.loss_schema import (
     ContrastiveTerm,
     CoupledTermConfig,
@@ -19,6 +20,7 @@ from jaxdistill.config.loss_schema import (
 )
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
+from jaxdistill.config.recipes import PHASED, PRESETS, Phase, stage_phases, written_phases
 from jaxdistill.config.schema import Run, StageConfig
 
 _RANGES = {
@@ -33,20 +35,33 @@ def loss_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Probl
     has_teacher = stage.teacher is not None
     if stage.teacher_cache == "memory" and not has_teacher:
         yield Problem((*path, "teacher_cache"), "got 'memory', but the stage has no teacher; remove it")
-    loss = (*path, "loss")
+    yield from _phase_problems(stage, path)
+    if isinstance(stage.loss, PresetConfig):
+        yield from _preset_problems(stage.loss, (*path, "loss"), has_teacher=has_teacher)
+    for phase in stage_phases(stage, has_teacher=has_teacher):
+        yield from _one_loss_problems(run, phase, path)
+
+
+def _one_loss_problems(run: Run, phase: Phase, path: KeyPath) -> Iterator[Problem]:
+    """Of the terms of one phase, or of a stage without phases."""
+    stage, terms, loss = phase.config, phase.terms, (*path, *phase.path)
+    has_teacher = stage.teacher is not None
     if stage.loss == ():
         yield Problem(loss, "got an empty list; expected terms, or leave loss out for the default")
         return
-    if isinstance(stage.loss, PresetConfig):
+    if isinstance(stage.loss, PresetConfig) and phase.name is not None:
+        if stage.loss.preset in PHASED:
+            message = f"preset '{stage.loss.preset}' has phases of its own; write it as the stage's loss"
+            yield Problem((*loss, "preset"), message)
+            return
         yield from _preset_problems(stage.loss, loss, has_teacher=has_teacher)
-    terms = expand_loss(stage.loss, has_teacher=has_teacher)
     if not any(_counts(term) for term in terms):
         yield Problem(loss, "all weights are 0, so nothing would be learned; give a term a weight above 0")
     features = [term.type for term in terms if isinstance(term, FeatureTermConfig) and _counts(term)]
     if features and has_teacher and (stage.teacher_cache or run.teacher_cache) == "memory":
         message = f"memory keeps a teacher's logits, and {' and '.join(dict.fromkeys(features))} of the loss read more"
         yield Problem((*path, "teacher_cache"), f"{message} than those; write teacher_cache: off")
-    written = isinstance(stage.loss, tuple)
+    written = isinstance(stage.loss, tuple) and (phase.name is None or len(phase.path) > 1)
     for position, term in enumerate(terms):
         own = (*loss, position) if written else loss
         if written and not has_teacher and not isinstance(term, CrossEntropyTerm | ZLossTerm):
@@ -54,6 +69,37 @@ def loss_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Probl
             yield Problem((*own, "type"), message)
         yield from _term_problems(term, run, stage, own)
         yield from _together_problems(term, run, stage, own)
+
+
+def _phase_problems(stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
+    """Of phases with one another."""
+    phases, loss = written_phases(stage.loss), (*path, "loss")
+    if not phases:
+        return
+    written = isinstance(stage.loss, tuple)
+    if isinstance(stage.loss, tuple) and len(phases) < len(stage.loss):
+        yield Problem(loss, "has terms beside phases; put every term into a phase")
+        return
+    names = [phase.phase for phase in phases]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Problem((*loss, index, "phase"), f"'{name}' is already the name of a phase before; choose another")
+    total, all_given = sum(phase.share or 0.0 for phase in phases), all(phase.share for phase in phases)
+    if all_given and abs(total - 1) > 1e-6:
+        yield Problem(loss, f"the phases' shares add up to {total:g}; expected 1, or leave one out")
+    elif not all_given and total >= 1:
+        where = loss if written else (*loss, "share")
+        yield Problem(where, f"got shares of {total:g}, which leave nothing to the other phases; expected less than 1")
+    elif stage.train.steps is not None:
+        for phase in stage_phases(stage, has_teacher=True):
+            if not phase.config.train.steps:
+                message = (
+                    f"phase {phase.name} gets none of the stage's {stage.train.steps} steps; give it a larger share"
+                )
+                yield Problem((*path, *phase.path[:2]), message)
+            elif 1 <= phase.config.train.warmup >= phase.config.train.steps:
+                message = f"got {stage.train.warmup:g} steps, and phase {phase.name} has {phase.config.train.steps}"
+                yield Problem((*path, "train", "warmup"), f"{message}; write a share of the steps (below 1)")
 
 
 def _counts(term: TermConfig) -> bool:
@@ -65,7 +111,7 @@ def _preset_problems(loss: PresetConfig, path: KeyPath, *, has_teacher: bool) ->
     if not has_teacher:
         message = f"preset '{loss.preset}' needs a teacher, and the stage has none (teacher: null)"
         yield Problem((*path, "preset"), f"{message}; leave loss out for cross-entropy")
-    for key in ("temperature", "alpha", "beta", "layers", "relation_heads"):
+    for key in (field.name for field in dataclasses.fields(loss) if field.name != "preset"):
         if getattr(loss, key) is not None and key not in PRESETS[loss.preset]:
             message = f"preset '{loss.preset}' has no {key}; expected {', '.join(PRESETS[loss.preset])}"
             yield Problem((*path, key), f"{message}, or write its terms as a list")

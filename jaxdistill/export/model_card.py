@@ -76,14 +76,14 @@ def model_card(
 
 
 def _lineage(summary: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """The stage and everything it was distilled from, teachers before students."""
+    """The stage, its phases before, and everything it was distilled from, teachers before students."""
     rows = {row["key"]: row for row in summary.get("stages") or ()}
     found: dict[str, Mapping[str, Any]] = {}
 
     def visit(name: str) -> None:
         if name in rows and name not in found:
-            for teacher in rows[name].get("teacher") or ():
-                visit(teacher)
+            for other in (*(rows[name].get("teacher") or ()), rows[name].get("begins")):
+                visit(other)
             found[name] = rows[name]
 
     visit(key)

@@ -19,7 +19,7 @@ from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.errors import CheckpointError
 from jaxdistill.parallel import batch_devices, host_share, place, whole_batches
 from jaxdistill.stages.inputs import SPLITS
-from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths
+from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths, widths
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.evaluate_text import evaluate_text
 from jaxdistill.train.job import Job
@@ -258,6 +258,7 @@ class CausalLM:
                 fused=self._fused(survey),
                 vocab_size=survey.vocab_size,
                 depths=depths(survey.student, teachers),
+                widths=widths(survey.student, teachers),
                 total_steps=steps,
             ),
             feed=TextFeed(train, host_share(self.loading.mesh)),

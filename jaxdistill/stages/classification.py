@@ -21,7 +21,7 @@ from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.parallel import host_share, replicate, whole_batches
 from jaxdistill.stages.inputs import SPLITS, LabelledRows, check_labels
-from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths
+from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths, widths
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.evaluate import evaluate_logits
@@ -275,6 +275,7 @@ class Classification:
                 stage.terms,
                 tuple(teacher.weight for teacher in stage.teachers),
                 depths=depths(survey.student, loaded),
+                widths=widths(survey.student, loaded),
                 total_steps=steps,
             ),
             feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths, host_share(mesh)),

@@ -98,6 +98,8 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
     row = {
         "name": stage.name,
         "key": stage.key,
+        "phase": stage.phase,
+        "begins": stage.begins,
         "seed": stage.seed,
         "teacher": [teacher.label for teacher in stage.teachers] or None,
         "given": False,
@@ -123,6 +125,8 @@ def _given_row(preparation: Preparation, reference: ResolvedTeacher) -> dict[str
     return {
         "name": teacher.name,
         "key": teacher.name,
+        "phase": None,
+        "begins": None,
         "seed": None,
         "teacher": None,
         "given": True,

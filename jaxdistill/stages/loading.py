@@ -55,6 +55,11 @@ def depths(student: models.Model, teachers: Sequence[Any]) -> tuple[int, ...]:
     return tuple(model.config.num_hidden_layers for model in (student, *(teacher.model for teacher in teachers)))
 
 
+def widths(student: models.Model, teachers: Sequence[Any]) -> tuple[int, ...]:
+    """Size of the hidden states of the student, then of each teacher."""
+    return tuple(model.config.hidden_size for model in (student, *(teacher.model for teacher in teachers)))
+
+
 class Loading:
     """Resolves and loads the models of one chain; `surveys` fills up as stages are surveyed."""
 
@@ -215,6 +220,7 @@ class Loading:
         `loaded`: its teachers. `data`: fingerprints of what is trained and chosen on.
         """
         stage, run = survey.stage, self.chain.run
+        start = None if stage.begins is None else read_record(self.chain.stage(stage.begins).directory)
         return Job(
             title=stage.key,
             directory=stage.directory,
@@ -230,6 +236,7 @@ class Loading:
                 "teacher": fingerprint([teacher.identity for teacher in loaded]),
                 "tokenizer": fingerprint([tokenizer.fingerprint for tokenizer in survey.tokenizers]),
                 "data": fingerprint(list(data)),
+                **({} if start is None else {"start": start["identity"]}),
             },
             **own,
         )
@@ -254,11 +261,13 @@ class Loading:
         pretrained: Callable[[Path], Params],
         calibration: Callable[[], Iterable[Batch]] | None = None,
     ) -> Params:
-        """The student's parameters at step 0: pretrained or fresh, then warm-started where asked.
+        """The student's parameters at step 0: the phase before's, or pretrained or fresh, warm-started where asked.
 
         `calibration` makes batches on which a teacher's widths are weighed, where a warm start asks for that.
         """
         stage, student = survey.stage, survey.stage.config.student
+        if stage.begins is not None:
+            return self.load_stage(ResolvedTeacher(stage=stage.begins)).params
         if student.pretrained is not None or student.asset is not None:
             params = pretrained(self.inputs.directory(student))
         else:

@@ -15,7 +15,7 @@ from jaxdistill.config import run_from_dict, schema
 LOSS = (
     "forward_kl, reverse_kl, soft_cross_entropy, jensen_shannon, skewed_kl, taid, dkd, dist, total_variation, "
     "logit_mse, z_loss, hidden_state_mse, embedding_mse, cosine, patient, attention_mse, attention_kl, relation_kl, "
-    "similarity_preserving, contrastive"
+    "similarity_preserving, contrastive, phase"
 )
 
 
@@ -124,7 +124,8 @@ def with_value(path: str, value: object) -> dict:
         (
             "stages.1.loss",
             {"preset": "hintn"},
-            "stages.1.loss.preset: got 'hintn'; expected 'hinton', 'txtai', 'distilbert', 'pkd', 'minilm', 'minilm_v2' "
+            "stages.1.loss.preset: got 'hintn'; expected 'hinton', 'txtai', 'distilbert', 'fitnets', 'pkd', "
+            "'tinybert', 'minilm', 'minilm_v2' "
             "or 'llama'; did you mean 'hinton'?",
         ),
         (

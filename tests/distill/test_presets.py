@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.config.defaults import expand_loss
 from jaxdistill.config.loss_schema import PresetConfig
+from jaxdistill.config.recipes import expand_loss
 from jaxdistill.distill import make_objective
 
 KL, KL_AT_1, CE = 2 * log(4 / 3), log(5 / 3), log(10)

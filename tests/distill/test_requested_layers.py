@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdistill import models
-from jaxdistill.config.defaults import expand_loss
 from jaxdistill.config.loss_schema import CosineTerm, HiddenStateTerm, PresetConfig, RelationTerm
+from jaxdistill.config.recipes import expand_loss
 from jaxdistill.distill import make_objective
 from jaxdistill.models import stack
 
