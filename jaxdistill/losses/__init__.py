@@ -28,10 +28,11 @@ from jaxdistill.losses.heads import Table
 from jaxdistill.losses.interpolated import skewed_kl, taid
 from jaxdistill.losses.reduce import masked_mean, masked_sum_count
 from jaxdistill.losses.supervised import cross_entropy, z_loss
-from jaxdistill.losses.topk import top_k_forward_kl
+from jaxdistill.losses.topk import TopK, top_k_forward_kl
 
 __all__ = [
     "Table",
+    "TopK",
     "attention_kl",
     "attention_mse",
     "contrastive",

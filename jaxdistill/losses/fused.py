@@ -30,6 +30,8 @@ from jaxdistill.losses.heads import (
 from jaxdistill.losses.inputs import as_temperature, check_fraction, check_labels, check_where, is_static
 from jaxdistill.losses.reduce import AxisName
 from jaxdistill.losses.tile import Divergence, Shard, divergence_terms, label_terms
+from jaxdistill.losses.topk import TopK
+from jaxdistill.losses.topk_tile import checked_top_k, neutral_top_k, top_k_terms
 from jaxdistill.losses.varying import equally_varying, varying_like
 
 # Of one float32 tile of logits, chunk × (local) vocabulary, of which a handful are alive at a time. Large enough that
@@ -38,7 +40,7 @@ _TILE_BYTES = 2**28
 _CHUNKS, _FEWEST_TOKENS = 8, 64
 # Of what a CPU adds to the head's gradient at a time, and of the logits it makes gradients of at a time.
 _PIECE_BYTES, _CACHED_BYTES = 2**23, 2**20
-_PER_TOKEN = ("labels", "labelled", "counted")
+_PER_TOKEN = ("top_k", "labels", "labelled", "counted")
 
 
 def fused_linear_distillation(
@@ -58,6 +60,7 @@ def fused_linear_distillation(
     vocab_size: int | None = None,
     ignore_index: int = -100,
     where: Bool[Array, " N"] | None = None,
+    top_k: TopK | None = None,
     chunk_size: int | None = None,
     axis_name: AxisName | None = None,
     platform: str | None = None,
@@ -92,6 +95,8 @@ def fused_linear_distillation(
         ignore_index: labels that are none.
         where: [N] bool, the tokens that the divergence and the z-loss count; CE counts those of them that have a label.
             None counts every token that has one. Nothing behind an excluded token, NaN included, has any effect.
+        top_k: a stored teacher in the place of hidden states and head (None, then): ids and logits [N, K] and the
+            log-normaliser [N] at `temperature`. The divergence is `top_k_forward_kl`.
         chunk_size: tokens at a time; None: an eighth of them (of fewer than 512, a quarter up to 64), and as many as
             keep one float32 tile of logits within 256 MiB.
         axis_name: mesh axis (or axes) over which the vocabulary is spread, under `shard_map` or `pmap`: heads are then
@@ -119,7 +124,13 @@ def fused_linear_distillation(
     tokens = student_hidden.shape[0]
     check_labels(labels, (tokens,))
     check_where(where, (tokens,))
-    teachers = checked_teachers(teacher_hidden, teacher_head, tokens) if "kd" in terms else []
+    stored = (
+        checked_top_k(top_k, student.classes * axis_size(axis_name), tokens, divergence)
+        if "kd" in terms and top_k is not None
+        else None
+    )
+    online = "kd" in terms and stored is None
+    teachers = checked_teachers(teacher_hidden, teacher_head, tokens) if online else []
     student, heads, classes = one_vocabulary(student, [head for _, head in teachers], vocab_size, axis_name)
     labels = labels.astype(jnp.int32)
     labelled = labels != ignore_index
@@ -131,6 +142,7 @@ def fused_linear_distillation(
         "heads": [
             head.array.astype(_multiplied_dtype(states)) for (states, _), head in zip(teachers, heads, strict=True)
         ],
+        "top_k": None if stored is None else neutral_top_k(stored, counted),
         "labels": jnp.where(labelled & counted, labels, 0),
         "labelled": labelled & counted,
         "counted": counted,
@@ -304,7 +316,9 @@ def _tile_terms(
     """The sums of a tile of logits, and the loss's derivative by the student's."""
     student, counted, labelled = tile["student"], tile["counted"][:, None], tile["labelled"][:, None]
     sums, weights, to_logits = _no_sums(), constants["weights"], jnp.zeros((), jnp.float32)
-    if "kd" in plan.terms:
+    if tile["top_k"] is not None:
+        values, gradient = top_k_terms(student, tile["top_k"], constants["temperature"], shard)
+    elif "kd" in plan.terms:
         values, gradient = divergence_terms(
             student,
             tile["teachers"],
@@ -314,6 +328,7 @@ def _tile_terms(
             divergence=plan.divergence,
             beta=plan.beta,
         )
+    if "kd" in plan.terms:
         sums["kd"] = jnp.sum(jnp.where(counted, values, 0.0))
         to_logits += jnp.where(counted, weights["kd"], 0.0) * gradient
     if "ce" in plan.terms or "z" in plan.terms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax.lax import stop_gradient
@@ -11,6 +11,17 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from jaxdistill.losses.divergences import forward_kl
 from jaxdistill.losses.inputs import as_temperature, check_logits, check_where, neutral_where, zero_where
+
+
+class TopK(NamedTuple):
+    """What is stored of a teacher at each position."""
+
+    ids: Int[Array, "*B K"]
+    """Its most probable classes, all different."""
+    logits: Float[Array, "*B K"]
+    """Their raw logits, up to a constant of the position that `log_normalizer` has as well."""
+    log_normalizer: Float[Array, "*B"]
+    """log Σ exp(logit/T) over all classes, at one temperature."""
 
 
 def top_k_forward_kl(
@@ -49,7 +60,8 @@ def top_k_forward_kl(
     References:
         Hinton et al., Distilling the Knowledge in a Neural Network, https://arxiv.org/abs/1503.02531
     """
-    _check_stored(student_logits, top_ids, top_logits, log_normalizer)
+    check_logits("student_logits", student_logits)
+    check_top_k(TopK(top_ids, top_logits, log_normalizer), student_logits.shape[:-1], student_logits.shape[-1])
     check_where(where, student_logits.shape[:-1])
     if tail not in ("bucket", "renormalise"):
         raise ValueError(f'tail must be "bucket" or "renormalise", got {tail!r}')
@@ -67,12 +79,12 @@ def top_k_forward_kl(
         normalizer = stop_gradient(log_normalizer.astype(jnp.float32))
         if where is not None:
             normalizer = jnp.where(where, normalizer, math.log(stored + 1))
-        chosen = jnp.concatenate([chosen, _tempered_sum(others, temperature)], axis=-1)
-        teacher = jnp.concatenate([teacher, _stored_tail(teacher, normalizer[..., None], temperature)], axis=-1)
+        chosen = jnp.concatenate([chosen, tempered_sum(others, temperature)], axis=-1)
+        teacher = jnp.concatenate([teacher, stored_tail(teacher, normalizer[..., None], temperature)], axis=-1)
     return zero_where(where, forward_kl(chosen, teacher, temperature=temperature))
 
 
-def _tempered_sum(logits: Float[Array, "*B V"], temperature: Scalar) -> Float[Array, "*B 1"]:
+def tempered_sum(logits: Float[Array, "*B V"], temperature: Scalar) -> Float[Array, "*B 1"]:
     """T · log Σ exp(logits/T): the logit of all the classes together; −inf if none is possible."""
     top = stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     empty = top == -jnp.inf
@@ -81,7 +93,7 @@ def _tempered_sum(logits: Float[Array, "*B V"], temperature: Scalar) -> Float[Ar
     return jnp.where(empty, -jnp.inf, finite_top + temperature * jnp.log(jnp.where(empty, 1.0, total)))
 
 
-def _stored_tail(
+def stored_tail(
     top_logits: Float[Array, "*B K"], log_normalizer: Float[Array, "*B 1"], temperature: Scalar
 ) -> Float[Array, "*B 1"]:
     """The logit of all the classes that are not stored; −inf if they have no mass that float32 can tell."""
@@ -94,20 +106,18 @@ def _stored_tail(
     return jnp.where(empty, -jnp.inf, temperature * (log_normalizer + jnp.log(share)))
 
 
-def _check_stored(student_logits: Array, top_ids: Array, top_logits: Array, log_normalizer: Array) -> None:
-    """Raises ValueError unless the stored arrays belong to the student's logits."""
-    check_logits("student_logits", student_logits)
-    check_logits("top_logits", top_logits)
-    shape, classes = student_logits.shape[:-1], student_logits.shape[-1]
-    if not jnp.issubdtype(top_ids.dtype, jnp.integer):
-        raise ValueError(f"top_ids must be integer class indices, got {top_ids.dtype}")
-    if top_ids.shape != top_logits.shape or top_ids.shape[:-1] != shape or top_ids.shape[-1] > classes:
+def check_top_k(stored: TopK, shape: tuple[int, ...], classes: int) -> None:
+    """Raises ValueError unless the stored arrays are of positions of that shape and of so many classes."""
+    ids, logits, normalizer = stored
+    check_logits("top_logits", logits)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"top_ids must be integer class indices, got {ids.dtype}")
+    if ids.shape != logits.shape or ids.shape[:-1] != shape or ids.shape[-1] > classes:
         raise ValueError(
             f"top_ids and top_logits must have shape {(*shape, 'K')} with K up to {classes}, "
-            f"got {top_ids.shape} and {top_logits.shape}"
+            f"got {ids.shape} and {logits.shape}"
         )
-    if log_normalizer.shape != shape or not jnp.issubdtype(log_normalizer.dtype, jnp.floating):
+    if normalizer.shape != shape or not jnp.issubdtype(normalizer.dtype, jnp.floating):
         raise ValueError(
-            f"log_normalizer must be floating point of shape {shape}, got {log_normalizer.dtype} of "
-            f"{log_normalizer.shape}"
+            f"log_normalizer must be floating point of shape {shape}, got {normalizer.dtype} of {normalizer.shape}"
         )
