@@ -12,6 +12,7 @@ from jaxdistill.models.hub import resolve
 from jaxdistill.models.importance import Importance, decoder_importance
 from jaxdistill.models.llama_config import LlamaConfig, RopeConfig
 from jaxdistill.models.outputs import OUTPUTS
+from jaxdistill.models.quantised import Quantisation, describe_quantisation, quantise, require_qwix
 from jaxdistill.models.stack import stack_layers, unstack_layers
 from jaxdistill.models.surgery import DecoderSlice, select_layers, slice_decoder, svd_factorise
 
@@ -24,6 +25,7 @@ __all__ = [
     "LoadReport",
     "Model",
     "ModelConfig",
+    "Quantisation",
     "RopeConfig",
     "build",
     "class_order",
@@ -31,13 +33,16 @@ __all__ = [
     "decoder_importance",
     "decoder_parameters",
     "derive_config",
+    "describe_quantisation",
     "from_pretrained",
     "init_placed",
     "parameter_bytes",
     "parameter_count",
     "parameter_shapes",
     "positions",
+    "quantise",
     "reorder_classes",
+    "require_qwix",
     "resolve",
     "resolve_derived",
     "save_pretrained",

@@ -13,6 +13,7 @@ from jaxdistill.models.build import Model, structure
 from jaxdistill.models.config import EncoderConfig
 from jaxdistill.models.init import Path, put
 from jaxdistill.models.llama_config import LlamaConfig
+from jaxdistill.models.quantised import shardings_like
 from jaxdistill.parallel.rules import Layout, LogicalAxes, named_sharding
 from jaxdistill.typing import Params
 
@@ -82,10 +83,13 @@ def param_shardings(model: Model, mesh: Mesh, layout: Layout = "same", *, like: 
     for path, parameter in parts.parameters.items():
         axes = _axes(path, len(parameter.shape))
         put(tree, path, named_sharding(axes, parameter.shape, mesh, layout=layout))
-    if like is None or isinstance(like[parts.stack]["layers"], Mapping):
+    if like is None:
         return tree
+    if isinstance(like[parts.stack]["layers"], Mapping):
+        return shardings_like(like, tree)
     layer = jax.tree.map(lambda whole: NamedSharding(mesh, PartitionSpec(*whole.spec[1:])), tree[parts.stack]["layers"])
-    return {**tree, parts.stack: {"layers": tuple(layer for _ in like[parts.stack]["layers"])}}
+    apart = {**tree, parts.stack: {"layers": tuple(layer for _ in like[parts.stack]["layers"])}}
+    return shardings_like(like, apart)
 
 
 def check_mesh(model: Model, mesh: Mesh, layout: Layout = "same") -> None:

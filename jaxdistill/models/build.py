@@ -20,6 +20,7 @@ from jaxdistill.models.init import Path, declared, draw, put, take
 from jaxdistill.models.llama import CausalLMNetwork
 from jaxdistill.models.llama_config import LlamaConfig
 from jaxdistill.models.outputs import Outputs, parse
+from jaxdistill.models.quantised import is_quantised, size_of
 from jaxdistill.models.stack import REMAT, STACKS, Layers
 from jaxdistill.typing import Batch, Params, PRNGKeyArray, Signals
 
@@ -195,7 +196,7 @@ def parameter_shapes(model: Model) -> dict[str, Any]:
 
 def parameter_count(params: Params) -> int:
     """Number of parameters (works on arrays and on shapes)."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(size_of(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_quantised))
 
 
 def parameter_bytes(params: Params) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.models.init import constant, weight
+from jaxdistill.models.quantised import is_quantised, quantised_product
 from jaxdistill.parallel.rules import mesh_in_context
 from jaxdistill.typing import Array, Float, Int
 
@@ -42,6 +43,11 @@ class Dense(nnx.Module):
 
 def affine(x: Array, kernel: Array, bias: Array | None, *, contract: int = 1, dtype: jnp.dtype) -> Array:
     """x [*B, *I] · kernel [*I, *O] + bias [*O] in `dtype`, as one matrix product."""
+    if is_quantised(kernel):
+        product = quantised_product(x, kernel, contract=contract, dtype=dtype)
+        return (
+            product if bias is None else product + bias.reshape((1,) * (x.ndim - contract) + bias.shape).astype(dtype)
+        )
     if mesh_in_context() is not None:  # axes made one would hide from the compiler which of them devices share
         product = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), axes=contract)
         if bias is not None:
