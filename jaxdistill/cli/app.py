@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 import jaxdistill
 from jaxdistill.cli.arguments import BatchSize, Debug, Json, MaxLength, ModelArgument, Revision, Truncate, examples
+from jaxdistill.cli.caches import cache
 from jaxdistill.cli.failures import BROKEN_PIPE, INTERRUPTED, report_failure, silence_stdout
 from jaxdistill.cli.terminal import open_console, print_json
 from jaxdistill.host_memory import keep_freed_memory
@@ -263,6 +264,9 @@ def export(
         print_json({"output": str(written), "bytes": size})
     else:
         print(f"{written} ({byte_size(size)})")
+
+
+app.command(epilog=examples("jaxdistill cache chain.yaml teacher_cache=disk --stage student"))(cache)
 
 
 @app.command(epilog=examples("jaxdistill fetch minilm-l6"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from jaxdistill.config.cache_checks import cache_problems
 from jaxdistill.config.data_schema import DataConfig, PromptConfig, UnlabelledConfig
 from jaxdistill.config.defaults import named_sources, stage_data
 from jaxdistill.config.files import unusable_directory
@@ -43,6 +44,7 @@ def _stages_problems(run: Run) -> Iterator[Problem]:
         yield from warm_start_problems(run, stage, own, path)
         yield from _train_problems(stage.train, (*path, "train"))
         yield from loss_problems(run, stage, path)
+        yield from cache_problems(run, stage, path)
         yield from _checkpoint_problems(stage, run.data.task, (*path, "checkpoint"))
         if stage.repeat and (repeated := _repeated(stage.repeat.seeds)):
             yield Problem((*path, "repeat", "seeds"), f"seed {repeated[0]} is given twice")
@@ -58,6 +60,10 @@ def _run_problems(run: Run) -> Iterator[Problem]:
         yield Problem(("name",), message)
     if run.output_dir is not None and (reason := unusable_directory(run.output_dir)):
         yield Problem(("output_dir",), f"got {shown(run.output_dir)}, which {reason}; expected a directory to write in")
+    cache = run.disk_cache.directory
+    if cache is not None and (reason := unusable_directory(cache)):
+        message = f"got {shown(cache)}, which {reason}; expected a directory to write in"
+        yield Problem(("disk_cache", "directory"), message)
     if run.parallel.data == 0:
         yield Problem(("parallel", "data"), "got 0; expected a number of devices, or -1 for whatever is left")
     first: dict[str, int] = {}
@@ -140,13 +146,6 @@ def _task_problems(run: Run) -> Iterator[Problem]:
     if task == "causal_lm" and len(run.data.columns) == 2 and not isinstance(run.data.text, PromptConfig):
         message = "got two columns; expected one, or {prompt: COLUMN, completion: COLUMN}"
         yield Problem(("data", "text"), message)
-    if task == "causal_lm":
-        message = "got 'memory', which holds a classifier's logits; data.task is causal_lm, remove it"
-        if run.teacher_cache == "memory":
-            yield Problem(("teacher_cache",), message)
-        for index, stage in enumerate(run.stages):
-            if stage.teacher_cache == "memory":
-                yield Problem(("stages", index, "teacher_cache"), message)
     for index, stage in enumerate(run.stages):
         if "task" in (stage.data or {}) and stage_data(run, stage).task != task:
             yield Problem(("stages", index, "data", "task"), f"all stages of a run have one task, data.task: {task}")

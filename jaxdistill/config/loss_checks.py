@@ -11,7 +11,6 @@ from jaxdistill.config.loss_schema import (
     ContrastiveTerm,
     CoupledTermConfig,
     CrossEntropyTerm,
-    FeatureTermConfig,
     PresetConfig,
     RelationTerm,
     Schedule,
@@ -31,10 +30,8 @@ _RANGES = {
 
 
 def loss_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
-    """The loss and the teacher cache, against everything around them."""
+    """The loss, against everything around it."""
     has_teacher = stage.teacher is not None
-    if stage.teacher_cache == "memory" and not has_teacher:
-        yield Problem((*path, "teacher_cache"), "got 'memory', but the stage has no teacher; remove it")
     yield from _phase_problems(stage, path)
     if isinstance(stage.loss, PresetConfig):
         yield from _preset_problems(stage.loss, (*path, "loss"), has_teacher=has_teacher)
@@ -57,10 +54,6 @@ def _one_loss_problems(run: Run, phase: Phase, path: KeyPath) -> Iterator[Proble
         yield from _preset_problems(stage.loss, loss, has_teacher=has_teacher)
     if not any(_counts(term) for term in terms):
         yield Problem(loss, "all weights are 0, so nothing would be learned; give a term a weight above 0")
-    features = [term.type for term in terms if isinstance(term, FeatureTermConfig) and _counts(term)]
-    if features and has_teacher and (stage.teacher_cache or run.teacher_cache) == "memory":
-        message = f"memory keeps a teacher's logits, and {' and '.join(dict.fromkeys(features))} of the loss read more"
-        yield Problem((*path, "teacher_cache"), f"{message} than those; write teacher_cache: off")
     written = isinstance(stage.loss, tuple) and (phase.name is None or len(phase.path) > 1)
     for position, term in enumerate(terms):
         own = (*loss, position) if written else loss

@@ -37,8 +37,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What changed between two resolved runs, as `dotted.path: old → new`.
 
     Keys that change how a run is carried out but not what it computes are ignored: name, output_dir, parallel.*,
-    logging.*, data.workers, and in each stage fused, train.accumulate, train.log_every, train.remat,
-    train.steps_per_dispatch, checkpoint.every, checkpoint.keep and evaluate.batch_size. Stages are matched by name.
+    logging.*, data.workers, disk_cache.directory, and in each stage fused, train.accumulate, train.log_every,
+    train.remat, train.steps_per_dispatch, checkpoint.every, checkpoint.keep and evaluate.batch_size. Stages are matched
+    by name.
     """
     old_stages, new_stages = _by_name(old), _by_name(new)
     lines = list(_changed(_science(old), _science(new), ()))
@@ -80,8 +81,9 @@ def _by_name(resolved: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _science(resolved: dict[str, Any]) -> dict[str, Any]:
     science = {key: value for key, value in resolved.items() if key not in _OPERATIONAL and key != "stages"}
-    if isinstance(science.get("data"), dict):
-        science["data"] = {key: value for key, value in science["data"].items() if key != "workers"}
+    for key, operational in (("data", "workers"), ("disk_cache", "directory")):
+        if isinstance(science.get(key), dict):
+            science[key] = {inner: value for inner, value in science[key].items() if inner != operational}
     return science
 
 

@@ -40,13 +40,17 @@ class ParallelConfig:
 class PrecisionConfig:
     """dtype of the parameters and of the arithmetic; losses, softmax and layer norms are always float32.
 
-    teacher: dtype in which a teacher's parameters are kept (left out: bfloat16 if that is the arithmetic's).
+    teacher: dtype in which a teacher's parameters are kept (left out: bfloat16 if that is the arithmetic's); `int8` and
+    `fp8` quantise the kernels of its layers, and on accelerators their inputs (extra `quant`).
+    max_drift: mean KL in nats from the teacher as it was, on a batch of validation data, from which on an 8-bit teacher
+    is refused.
     """
 
     __pydantic_config__ = STRICT
     params: Literal["float32"] = "float32"
     compute: Literal["float32", "bfloat16"] = "float32"
-    teacher: Literal["float32", "bfloat16"] | None = None
+    teacher: Literal["float32", "bfloat16", "int8", "fp8"] | None = None
+    max_drift: PositiveFloat = 0.01
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,23 @@ class RepeatConfig:
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
-TeacherCache = Literal["off", "memory"]
+TeacherCache = Literal["off", "memory", "disk"]
+"""Whether a teacher runs in every step, or once: its logits kept in memory for the run, or on disk for any run."""
+
+
+@dataclass(frozen=True)
+class DiskCacheConfig:
+    """What `teacher_cache: disk` keeps, and where.
+
+    directory: left out, `teacher_cache` in the run directory; one that several runs name, they share. top_k: of a
+    language model, the most probable tokens kept at every position. temperatures: those at which its normaliser is kept
+    besides the temperatures of the stages' own losses.
+    """
+
+    __pydantic_config__ = STRICT
+    directory: str | None = None
+    top_k: Positive = 64
+    temperatures: tuple[PositiveFloat, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +183,7 @@ class Run:
     output_dir: str | None = None
     tokenizer: str | None = None
     teacher_cache: TeacherCache = "off"
+    disk_cache: DiskCacheConfig = field(default_factory=DiskCacheConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

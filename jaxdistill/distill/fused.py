@@ -15,6 +15,7 @@ from jaxdistill.distill.positions import learned
 from jaxdistill.distill.schedules import number
 from jaxdistill.distill.signals import Wanted
 from jaxdistill.distill.terms import CrossEntropy, LogitDivergence, Term, ZLoss
+from jaxdistill.distill.top_k_terms import TopKDivergence
 from jaxdistill.typing import Array, Batch, Scalar, Signals
 
 FUSABLE = ("forward_kl", "reverse_kl", "jensen_shannon")
@@ -23,13 +24,13 @@ FUSABLE = ("forward_kl", "reverse_kl", "jensen_shannon")
 BATCH_AXES = ("data", "fsdp")
 _VOCABULARY_AXIS = "tensor"
 _HEAD: Wanted = (("head", None),)
+_DIVERGENCES = (LogitDivergence, TopKDivergence)
 
 
 def unfusable(terms: Sequence[Term]) -> str | None:
     """Why these terms cannot be computed together from hidden states; None if they can."""
-    kinds = [type(term) for term in terms]
-    for kind, what in ((LogitDivergence, "divergence"), (CrossEntropy, "cross-entropy"), (ZLoss, "z-loss")):
-        if kinds.count(kind) > 1:
+    for kind, what in ((_DIVERGENCES, "divergence"), (CrossEntropy, "cross-entropy"), (ZLoss, "z-loss")):
+        if sum(isinstance(term, kind) for term in terms) > 1:
             return f"the loss has more than one {what}"
     for term in terms:
         match term:
@@ -37,7 +38,7 @@ def unfusable(terms: Sequence[Term]) -> str | None:
                 return f"{term.name} is none of {', '.join(FUSABLE)}"
             case CrossEntropy() if term.label_smoothing:
                 return "cross_entropy has label smoothing"
-            case LogitDivergence() | CrossEntropy() | ZLoss():
+            case LogitDivergence() | TopKDivergence() | CrossEntropy() | ZLoss():
                 continue
             case _:
                 return f"{term.name} is none of {', '.join(FUSABLE)}, cross_entropy, z_loss"
@@ -62,9 +63,14 @@ class FusedTerms:
 
     @property
     def teacher_outputs(self) -> tuple[Wanted, ...]:
-        """Those of every teacher's, if there is a divergence."""
-        divergence = self._find(LogitDivergence)
-        return () if divergence is None else (_HEAD,) * len(divergence.teacher_weights)
+        """Those of every teacher's, if there is a divergence; of a stored one, what is stored."""
+        match self._find(_DIVERGENCES):
+            case None:
+                return ()
+            case TopKDivergence() as stored:
+                return stored.teacher_outputs
+            case divergence:
+                return (_HEAD,) * len(divergence.teacher_weights)
 
     def __call__(
         self,
@@ -86,10 +92,12 @@ class FusedTerms:
         Returns:
           (loss float32 [], {term's name: sum float32 []}).
         """
-        divergence = self._find(LogitDivergence)
+        divergence = self._find(_DIVERGENCES)
+        stored = isinstance(divergence, TopKDivergence)
         arrays = {
             "student": _head(student),
-            "teachers": [_head(signals) for signals in teachers] if divergence else [],
+            "teachers": [_head(signals) for signals in teachers] if divergence and not stored else [],
+            "top_k": divergence.stored(teachers[0]) if stored else None,
             "labels": batch["labels"],
             "where": learned(batch),
             "weights": {term.name: number(term.weight) / _at_least_one(counts[term.name]) for term in self.terms},
@@ -114,6 +122,7 @@ class FusedTerms:
         specs = {
             "student": of(arrays["student"]),
             "teachers": [of(head) for head in arrays["teachers"]],
+            "top_k": jax.tree.map(lambda _: rows, arrays["top_k"]),
             "labels": rows,
             "where": rows,
             "weights": jax.tree.map(lambda _: PartitionSpec(), arrays["weights"]),
@@ -126,11 +135,12 @@ class FusedTerms:
         return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec())(arrays)
 
     def _sums(self, arrays: dict[str, Any], *, axis_name: str | None) -> tuple[Scalar, dict[str, Scalar]]:
-        names = {kind: term.name for kind in (LogitDivergence, CrossEntropy, ZLoss) if (term := self._find(kind))}
-        weight = {kind: arrays["weights"][name] for kind, name in names.items()}
-        divergence = self._find(LogitDivergence)
+        kinds = {"kd": _DIVERGENCES, "ce": CrossEntropy, "z": ZLoss}
+        names = {short: term.name for short, kind in kinds.items() if (term := self._find(kind))}
+        weights = {f"{short}_weight": arrays["weights"][names[short]] if short in names else 0.0 for short in kinds}
+        divergence = self._find(_DIVERGENCES)
         options: dict[str, Any] = {}
-        if divergence is not None:
+        if isinstance(divergence, LogitDivergence):
             options = {"divergence": divergence.divergence, "teacher_weights": divergence.teacher_weights}
             if divergence.beta is not None:
                 options["beta"] = divergence.beta
@@ -139,17 +149,15 @@ class FusedTerms:
             [_flat(head)[0] for head in arrays["teachers"]] or None,
             [_flat(head)[1] for head in arrays["teachers"]] or None,
             arrays["labels"].reshape(-1),
-            kd_weight=weight.get(LogitDivergence, 0.0),
-            ce_weight=weight.get(CrossEntropy, 0.0),
-            z_weight=weight.get(ZLoss, 0.0),
+            **weights,
             temperature=arrays["temperature"],
             vocab_size=self.vocab_size,
             where=arrays["where"].reshape(-1),
+            top_k=_flat_top_k(arrays["top_k"]),
             axis_name=axis_name,
             **options,
         )
-        short = {LogitDivergence: "kd", CrossEntropy: "ce", ZLoss: "z"}
-        return loss, {name: sums[short[kind]] for kind, name in names.items()}
+        return loss, {name: sums[short] for short, name in names.items()}
 
     def _find(self, kind: Any) -> Any:
         return next((term for term in self.terms if isinstance(term, kind)), None)
@@ -180,3 +188,8 @@ def _flat(head: dict[str, Array]) -> tuple[Array, Array | losses.Table]:
     """[B, S, D] as [B·S, D], and the kernel or table."""
     weights = losses.Table(head["table"]) if "table" in head else head["kernel"]
     return head["input"].reshape(-1, head["input"].shape[-1]), weights
+
+
+def _flat_top_k(stored: losses.TopK | None) -> losses.TopK | None:
+    """[B, S, …] as [B·S, …]."""
+    return None if stored is None else losses.TopK(*(array.reshape(-1, *array.shape[2:]) for array in stored))

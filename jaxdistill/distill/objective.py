@@ -19,6 +19,7 @@ from jaxdistill.distill.projections import Projections, teacher_name
 from jaxdistill.distill.schedules import always_zero, at_step, number
 from jaxdistill.distill.signals import Request, by_layer, union
 from jaxdistill.distill.terms import Term, make_term
+from jaxdistill.distill.top_k_terms import make_top_k_term
 from jaxdistill.errors import ConfigError
 from jaxdistill.typing import Array, Batch, Bool, Params, Scalar, Signals
 
@@ -179,6 +180,7 @@ def make_objective(
     depths: Sequence[int] = (),
     widths: Sequence[int] = (),
     total_steps: int | None = None,
+    stored_temperatures: Sequence[float] | None = None,
 ) -> Objective:
     """The objective of a list of terms against teachers of the given weights (none: labels alone).
 
@@ -194,6 +196,8 @@ def make_objective(
       depths: layers of the student, then of each teacher; only terms that read layers need them.
       widths: of their hidden states; only terms with projections need them.
       total_steps: of the stage; only schedules in shares of it need them.
+      stored_temperatures: the teacher's most probable classes alone are there (`StoredTeacher`), with the
+        log-normaliser at these temperatures; None: all its logits are.
 
     Raises:
       ConfigError: no term is left, a term needs a teacher and there is none, `on` with terms that cannot be fused,
@@ -209,6 +213,9 @@ def make_objective(
         seen[config.type] += 1
         name = config.type if seen[config.type] == 1 else f"{config.type}_{seen[config.type]}"
         term = build(config, name=name)
+        if term.group == "kd" and stored_temperatures is not None:
+            stored = tuple(stored_temperatures)
+            term = make_top_k_term(config, name=name, stored_temperatures=stored, total_steps=total_steps)
         if term.group == "kd" and not teacher_weights:
             raise ConfigError(
                 f"loss: {config.type} compares with a teacher, but this stage has none; "

@@ -1,4 +1,4 @@
-"""A model's logits over a whole data set, in example order: the in-memory teacher cache, and evaluation's input."""
+"""A model's logits over a whole data set, in example order: what teacher caches hold, and evaluation's input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxdistill.data.stacking import groups, stack
 from jaxdistill.distill.teacher import tokenizer_view
 from jaxdistill.parallel import place, replicated, scan_first, stacked_sharding
-from jaxdistill.typing import Array, Batch, Float, Params, Scalar
+from jaxdistill.typing import Array, Batch, Float, Int, Params, Scalar
 
 _TOGETHER = 8
 """Batches that go to the device in one dispatch."""
@@ -70,15 +70,23 @@ def compute_logits(
     Raises:
       ValueError: an example is missing from the batches, or out of range.
     """
+    parts, ids = forward_batches(model, params, eval_batches, mesh, tokenizer_index=tokenizer_index)
+    return in_example_order(parts, ids, n)
+
+
+def forward_batches(
+    model: Any, params: Params, batches: Iterable[Batch], mesh: Mesh | None = None, *, tokenizer_index: int = 0
+) -> tuple[list[Float[Array, "K B C"]], list[Int[np.ndarray, "K B"]]]:
+    """Logits and example_ids of every dispatch (−1: no row); arguments as of `compute_logits`."""
     parts, ids = [], []
-    for group in groups(eval_batches, _TOGETHER):
+    for group in groups(batches, _TOGETHER):
         ids.append(np.full((_TOGETHER, *group[0]["example_id"].shape), -1))
         ids[-1][: len(group)] = [batch["example_id"] for batch in group]
         views = stack([_model_inputs(tokenizer_view(batch, tokenizer_index)) for batch in group], _TOGETHER)
         # nothing waits here: the device works through the batches while the host prepares the next ones
         placed = views if mesh is None else place(views, stacked_sharding(mesh))
         parts.append(forward_many(params, placed, np.int32(len(group)), model=model, mesh=mesh))
-    return in_example_order(parts, ids, n)
+    return parts, ids
 
 
 def _model_inputs(batch: Batch) -> dict[str, Any]:
@@ -86,7 +94,18 @@ def _model_inputs(batch: Batch) -> dict[str, Any]:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
 
-def in_example_order(parts: Sequence[Array], ids: Sequence[np.ndarray], n: int) -> Float[np.ndarray, "N C"]:
+def rows_and_ids(
+    parts: Sequence[Array | np.ndarray], ids: Sequence[np.ndarray]
+) -> tuple[Float[np.ndarray, "N C"], Int[np.ndarray, " N"]]:
+    """Rows [..., C] of every part one below the other, and their example_ids, without fillers; waits for the device."""
+    numbers = np.concatenate([part.reshape(-1) for part in ids])
+    rows = np.concatenate([part.reshape(-1, part.shape[-1]) for part in jax.device_get(list(parts))])
+    return rows[numbers >= 0], numbers[numbers >= 0]
+
+
+def in_example_order(
+    parts: Sequence[Array | np.ndarray], ids: Sequence[np.ndarray], n: int
+) -> Float[np.ndarray, "N C"]:
     """Rows [..., C] of every part put in the order of their example_id, filler rows dropped; waits for the device.
 
     Raises:
@@ -94,10 +113,7 @@ def in_example_order(parts: Sequence[Array], ids: Sequence[np.ndarray], n: int) 
     """
     if not parts:
         raise ValueError("no batches to compute logits for: the data set is empty")
-    row_ids = np.concatenate([part.reshape(-1) for part in ids])
-    rows = np.concatenate([part.reshape(-1, part.shape[-1]) for part in jax.device_get(list(parts))])
-    kept = row_ids >= 0
-    row_ids, rows = row_ids[kept], rows[kept]
+    rows, row_ids = rows_and_ids(parts, ids)
     if row_ids.size and row_ids.max() >= n:
         raise ValueError(f"example_id {row_ids.max()} in the batches, but the data set has {n} examples")
     logits = np.empty((n, rows.shape[-1]), np.float32)

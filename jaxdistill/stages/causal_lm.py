@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -15,14 +17,24 @@ from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.data import text
 from jaxdistill.distill.objective import make_objective
-from jaxdistill.distill.teacher import OnlineTeacher
+from jaxdistill.distill.teacher import OnlineTeacher, Teacher
+from jaxdistill.distill.top_k import StoredTeacher, TopKForm
 from jaxdistill.errors import CheckpointError
 from jaxdistill.parallel import batch_devices, host_share, place, whole_batches
 from jaxdistill.stages.inputs import SPLITS
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths, widths
+from jaxdistill.stages.stored_text import (
+    StoredTextFeed,
+    check_lasts,
+    stored_form,
+    text_content,
+    text_directory,
+    text_files,
+)
+from jaxdistill.stages.teacher_files import TeacherFiles, check_cache, open_cache
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.evaluate_text import evaluate_text
-from jaxdistill.train.job import Job
+from jaxdistill.train.job import Feed, Job
 from jaxdistill.typing import Batch, Params
 
 _CALIBRATION_ROWS = 4
@@ -102,6 +114,16 @@ class _Parts:
             part.close()
 
 
+@dataclass(frozen=True)
+class _Taught:
+    """Who teaches, and with what; `temperatures`: where a stored teacher's normalisers are (None: it is online)."""
+
+    teachers: tuple[Teacher, ...]
+    params: tuple[Params, ...]
+    feed: Feed
+    temperatures: tuple[float, ...] | None = None
+
+
 class CausalLM:
     """Surveys, jobs and measurements of a chain of causal language models."""
 
@@ -126,13 +148,22 @@ class CausalLM:
         return TextSurvey(stage, model, tokenizers[:1], (0,) * len(indices), length, parameters, known, given)
 
     def read(self, survey: TextSurvey) -> None:
-        """Whether the text lasts for the steps asked for."""
+        """Whether the text lasts for the steps asked for, and there are as many tokens as are to be kept."""
+        if survey.stage.teacher_cache == "disk":
+            self._form(survey)
+            check_lasts(survey.splits["train"], survey.stage, self._steps(survey))
+            return
         survey.splits["train"].check_steps(
             batch_size=survey.stage.config.train.batch_size,
             seed=survey.stage.seed,
             steps=self._steps(survey),
             process_count=host_share(self.loading.mesh)[1],
         )
+
+    def check_files(self, survey: TextSurvey) -> None:
+        """A cache that is there already, as far as it can be told stale or damaged without its teacher."""
+        content = text_content(self.loading, survey, survey.splits["train"], self._form(survey))
+        check_cache(text_directory(self.loading, survey), content)
 
     def _split(
         self, stage: ChainStage, name: Literal["train", "validation", "test"], tokenizer: data.Tokenizer, length: int
@@ -186,14 +217,31 @@ class CausalLM:
         if train.steps is not None:
             return train.steps
         assert train.epochs is not None
-        rows = split.rows_per_epoch(seed=survey.stage.seed)
+        cached = survey.stage.teacher_cache == "disk"
+        rows = split.row_count() if cached else split.rows_per_epoch(seed=survey.stage.seed)
         return max(1, math.ceil(train.epochs * rows / train.batch_size))
 
     # --- when a stage's turn has come --------------------------------------------------------------------------------
 
     def teacher(self, reference: ResolvedTeacher, survey: TextSurvey) -> LoadedTeacher:
         """One teacher: an earlier stage's checkpoint, or a given model."""
-        return self.loading.teacher(reference, self._load_given)
+        return self.loading.teacher(reference, self._load_given, drift=functools.partial(self._drift, survey))
+
+    def _drift(self, survey: TextSurvey, model: models.Model, params: Params, quantised: Params) -> float:
+        """Mean KL of a quantised teacher from the one it was made of, on a few rows of validation text."""
+        mesh = self.loading.mesh
+        rows = whole_batches(_CALIBRATION_ROWS, mesh)
+        found = evaluate_text(
+            islice(survey.splits["validation"].eval_batches(batch_size=rows), 1),
+            place(quantised, self.loading.layout(model, teacher=True, like=quantised)),
+            [place(params, self.loading.layout(model, teacher=True))],
+            student=model,
+            teachers=(OnlineTeacher(model),),
+            teacher_weights=(1.0,),
+            vocab_size=survey.vocab_size,
+            mesh=mesh,
+        )
+        return found["kl"]
 
     def _load_given(self, reference: ResolvedTeacher) -> LoadedTeacher:
         directory = self.inputs.directory(reference)
@@ -212,9 +260,9 @@ class CausalLM:
     ) -> dict[str, dict[str, float]]:
         """Metrics of a model on the validation and test sets of a stage; `taught`: beside its teachers."""
         loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers] if taught else []
-        placed = [place(each.params, self.loading.layout(each.model, teacher=True)) for each in loaded]
+        placed = self._placed(loaded)
         measure = self._measure(survey, model.model, tuple(OnlineTeacher(each.model) for each in loaded))
-        params = place(model.params, self.loading.layout(model.model))
+        params = place(model.params, self.loading.layout(model.model, like=model.params))
         return {name: measure(name, params, placed) for name in ("validation", "test") if name in survey.splits}
 
     def _measure(
@@ -241,8 +289,8 @@ class CausalLM:
         """Everything a stage's training needs."""
         stage = survey.stage
         loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
-        teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
-        measure = self._measure(survey, survey.student, teachers)
+        measure = self._measure(survey, survey.student, tuple(OnlineTeacher(teacher.model) for teacher in loaded))
+        taught = self._taught(survey, loaded)
         train, validation = survey.splits["train"], survey.splits["validation"]
         epochs, steps = stage.config.train.epochs, self._steps(survey)
         return self.loading.job(
@@ -250,23 +298,54 @@ class CausalLM:
             loaded,
             data=[train.fingerprint, validation.fingerprint],
             initial_params=lambda: self._initial_params(survey),
-            teachers=teachers,
-            teacher_params=tuple(teacher.params for teacher in loaded),
+            teachers=taught.teachers,
+            teacher_params=taught.params,
             objective=make_objective(
                 stage.terms,
                 tuple(teacher.weight for teacher in stage.teachers),
                 fused=self._fused(survey),
                 vocab_size=survey.vocab_size,
-                depths=depths(survey.student, teachers),
-                widths=widths(survey.student, teachers),
+                depths=depths(survey.student, loaded),
+                widths=widths(survey.student, loaded),
                 total_steps=steps,
+                stored_temperatures=taught.temperatures,
             ),
-            feed=TextFeed(train, host_share(self.loading.mesh)),
+            feed=taught.feed,
             total_steps=steps,
             steps_per_epoch=None if epochs is None else max(1, round(steps / epochs)),
             tokens_per_step=stage.config.train.batch_size * survey.max_length,
-            validate=lambda params, teacher_params: measure("validation", params, teacher_params),
+            validate=lambda params, teacher_params: measure(
+                "validation", params, teacher_params if taught.temperatures is None else self._placed(loaded)
+            ),
         )
+
+    def files(self, survey: TextSurvey) -> list[TeacherFiles]:
+        """The cache on disk of a stage's teacher."""
+        teacher = self.teacher(survey.stage.teachers[0], survey)
+        return [text_files(self.loading, survey, survey.splits["train"], teacher, self._form(survey))]
+
+    def _taught(self, survey: TextSurvey, loaded: Sequence[LoadedTeacher]) -> _Taught:
+        """Teachers that run in every step, or what is stored of one."""
+        stage, train, share = survey.stage, survey.splits["train"], host_share(self.loading.mesh)
+        if stage.teacher_cache != "disk":
+            teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
+            return _Taught(teachers, tuple(teacher.params for teacher in loaded), TextFeed(train, share))
+        form, rows = self._form(survey), None
+        if not self.loading.untrained:
+            (files,) = self.files(survey)
+            rows = open_cache(files, self.loading.console)
+            # it may hold more temperatures than are asked for
+            form = dataclasses.replace(form, temperatures=tuple(rows.manifest.content["temperatures"]))
+        feed = StoredTextFeed(rows, train, form, share, repeat=stage.data.repeat)
+        return _Taught((StoredTeacher(form),), ({},), feed, form.temperatures)
+
+    def _form(self, survey: TextSurvey) -> TopKForm:
+        classes = survey.vocab_size or survey.student.config.vocab_size
+        return stored_form(self.loading, survey, classes)
+
+    def _placed(self, loaded: Sequence[LoadedTeacher]) -> list[Params]:
+        layouts = [self.loading.layout(each.model, teacher=True, like=each.params) for each in loaded]
+        return [place(each.params, layout) for each, layout in zip(loaded, layouts, strict=True)]
 
     def _fused(self, survey: TextSurvey) -> Literal["auto", "on", "off"]:
         """`auto`, resolved as far as sizes decide it."""

@@ -17,11 +17,13 @@ from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.config.families import DROPOUTS
 from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
-from jaxdistill.distill.teacher_cache import compute_logits
+from jaxdistill.distill.teacher_cache import compute_logits, forward_batches, rows_and_ids
 from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.parallel import host_share, replicate, whole_batches
 from jaxdistill.stages.inputs import SPLITS, LabelledRows, check_labels
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths, widths
+from jaxdistill.stages.stored_logits import logits_content, logits_files, stored_logits
+from jaxdistill.stages.teacher_files import TeacherFiles, cache_directory, check_cache, open_cache
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.evaluate import evaluate_logits
@@ -29,6 +31,7 @@ from jaxdistill.train.job import Job
 from jaxdistill.typing import Batch, Params
 
 _EVALUATED = ("validation", "test")
+_CALIBRATION_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,14 @@ class Classification:
         for split in SPLITS:
             self.dataset(survey, split)
 
+    def check_files(self, survey: ClassificationSurvey) -> None:
+        """Caches that are there already, as far as they can be told stale or damaged without their teachers."""
+        train = self.dataset(survey, "train")
+        assert train is not None
+        for reference, index in zip(survey.stage.teachers, survey.teacher_tokenizer_indices, strict=True):
+            directory = cache_directory(self.loading.chain, survey.stage, reference, max_length=survey.max_length)
+            check_cache(directory, logits_content(self.loading, survey, train, index=index))
+
     def _student_config(
         self, stage: ChainStage, labelled: LabelledRows, tokenizer: data.Tokenizer
     ) -> models.EncoderConfig:
@@ -171,7 +182,27 @@ class Classification:
         """One teacher: an earlier stage's checkpoint, or a given model whose classifier must be whole."""
         labelled = survey.labelled
         # a given teacher's classes are put in the data's order, which another stage's data may not share
-        return self.loading.teacher(reference, lambda given: self._load_given(given, labelled), variant=labelled.names)
+        index = survey.teacher_tokenizer_indices[survey.stage.teachers.index(reference)]
+        return self.loading.teacher(
+            reference,
+            lambda given: self._load_given(given, labelled),
+            drift=lambda model, params, quantised: self._drift(survey, model, (params, quantised), index=index),
+            variant=labelled.names,
+        )
+
+    def _drift(
+        self, survey: ClassificationSurvey, model: models.Model, params: tuple[Params, Params], *, index: int
+    ) -> float:
+        """Mean KL of what the second parameters answer from what the first do, on a batch of validation data."""
+        dataset, mesh = self.dataset(survey, "validation"), self.loading.mesh
+        assert dataset is not None
+        batches = data.eval_batches(dataset, batch_size=whole_batches(_CALIBRATION_ROWS, mesh))
+        some = [batches[len(batches) // 2]]  # neither the longest nor the shortest
+        exact, quantised = (
+            rows_and_ids(*forward_batches(model, replicate(each, mesh), some, mesh, tokenizer_index=index))[0]
+            for each in params
+        )
+        return evaluate_logits(quantised, exact, None)["kl"]
 
     def _load_given(self, reference: ResolvedTeacher, labelled: LabelledRows) -> LoadedTeacher:
         directory = self.inputs.directory(reference)
@@ -227,6 +258,15 @@ class Classification:
         weights = tuple(teacher.weight for teacher in survey.stage.teachers)
         return np.asarray(losses.mixture_logits([jax.numpy.asarray(part) for part in each], weights=weights))
 
+    def files(self, survey: ClassificationSurvey) -> list[TeacherFiles]:
+        """The caches on disk of a stage's teachers."""
+        train = self.dataset(survey, "train")
+        assert train is not None
+        return [
+            logits_files(self.loading, survey, train, reference, self.teacher(reference, survey), index=index)
+            for reference, index in zip(survey.stage.teachers, survey.teacher_tokenizer_indices, strict=True)
+        ]
+
     def evaluate(
         self, survey: ClassificationSurvey, model: LoadedTeacher, *, index: int, taught: bool
     ) -> dict[str, dict[str, float]]:
@@ -251,14 +291,18 @@ class Classification:
         loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
         teachers: list[Teacher] = []
         teacher_params: list[Params] = []
-        for teacher, index in zip(loaded, survey.teacher_tokenizer_indices, strict=True):
-            if stage.teacher_cache == "memory":
-                cached = self.logits(teacher, train, index=index, batch_size=stage.config.evaluate.batch_size)
-                teachers.append(CachedTeacher())
-                teacher_params.append({"logits": cached})
-            else:
+        for place, (teacher, index) in enumerate(zip(loaded, survey.teacher_tokenizer_indices, strict=True)):
+            if stage.teacher_cache == "off":
                 teachers.append(OnlineTeacher(teacher.model, index))
                 teacher_params.append(teacher.params)
+                continue
+            if stage.teacher_cache == "disk" and not self.loading.untrained:
+                files = self.files(survey)[place]
+                cached = stored_logits(open_cache(files, self.loading.console), len(train))
+            else:
+                cached = self.logits(teacher, train, index=index, batch_size=stage.config.evaluate.batch_size)
+            teachers.append(CachedTeacher())
+            teacher_params.append({"logits": cached})
         mesh, settings = self.loading.mesh, stage.config.train
         steps = data.total_steps(len(train), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
         tokens = settings.batch_size * float(train.lengths.mean())

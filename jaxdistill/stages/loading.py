@@ -87,18 +87,32 @@ class Loading:
 
     @property
     def teacher_dtype(self) -> Any:
-        """dtype that teachers' parameters are kept in."""
+        """dtype that teachers' parameters are kept in, as far as they are not quantised."""
         precision = self.chain.run.precision
-        return jax.numpy.dtype(precision.teacher or precision.compute)
+        quantised = precision.teacher in ("int8", "fp8")
+        return jax.numpy.dtype(precision.compute if quantised or precision.teacher is None else precision.teacher)
+
+    @property
+    def teacher_precision(self) -> str:
+        """How exactly teachers answer, in words."""
+        kept = self.quantisation
+        weights = f"{self.teacher_dtype} parameters" if kept is None else models.describe_quantisation(kept)
+        return f"{weights}, {self.dtype} arithmetic"
+
+    @property
+    def quantisation(self) -> models.Quantisation | None:
+        """How teachers are quantised, if they are."""
+        kept = self.chain.run.precision.teacher
+        return kept if kept in ("int8", "fp8") else None
 
     @property
     def mesh(self) -> Mesh:
         """The devices of the run."""
         return make_mesh(self.chain.run.parallel)
 
-    def layout(self, model: models.Model, *, teacher: bool = False) -> Any:
-        """Where a model's parameters lie on the mesh."""
-        return param_shardings(model, self.mesh, self.chain.run.parallel.teacher if teacher else "same")
+    def layout(self, model: models.Model, *, teacher: bool = False, like: Params | None = None) -> Any:
+        """Where a model's parameters lie on the mesh; those `like` which they are may be quantised."""
+        return param_shardings(model, self.mesh, self.chain.run.parallel.teacher if teacher else "same", like=like)
 
     def spread_layout(self, model: models.Model, *, teacher: bool = False) -> Any:
         """The same where devices share the parameters; None where each of them holds them all."""
@@ -205,14 +219,47 @@ class Loading:
             self.console.print(f"{stage.key}: {line}", highlight=False)
 
     def teacher(
-        self, reference: ResolvedTeacher, given: Callable[[ResolvedTeacher], LoadedTeacher], *, variant: Any = None
+        self,
+        reference: ResolvedTeacher,
+        given: Callable[[ResolvedTeacher], LoadedTeacher],
+        *,
+        drift: Callable[[models.Model, Params, Params], float],
+        variant: Any = None,
     ) -> LoadedTeacher:
-        """A teacher, loaded once: an earlier stage's student, or what `given` loads, once for each `variant`."""
+        """A teacher, loaded once: an earlier stage's student, or what `given` loads, once for each `variant`.
+
+        `drift` measures the mean KL of a quantised teacher (its model, the parameters as they were, and quantised).
+
+        Raises:
+            ModelError: it is too large.
+        """
         key = (dataclasses.replace(reference, weight=1.0), variant)
         if key not in self._teachers:
             loaded = given(reference) if reference.stage is None else self.load_stage(reference, spread=True)
-            self._teachers[key] = dataclasses.replace(loaded, params=self.as_teacher(loaded.params))
+            params = self.as_teacher(loaded.params)
+            if self.quantisation is not None:
+                params = self._quantised(loaded, params, self.quantisation, drift)
+            self._teachers[key] = dataclasses.replace(loaded, params=params)
         return self._teachers[key]
+
+    def _quantised(
+        self, loaded: LoadedTeacher, params: Params, kind: models.Quantisation, drift: Callable[..., float]
+    ) -> Params:
+        """Quantised parameters whose answers are close enough to those they were made from."""
+        quantised = jax.jit(models.quantise, static_argnums=1)(params, kind)
+        if self.untrained and loaded.identity == "untrained":
+            return quantised
+        found, bound = drift(loaded.model, params, quantised), self.chain.run.precision.max_drift
+        what = (
+            f"teacher {loaded.name}: {models.describe_quantisation(kind)}, mean KL {found:.2e} nats from {self.dtype}"
+        )
+        if not found <= bound:
+            raise ModelError(
+                f"{what}, more than precision.max_drift={bound:g}; write precision.teacher: bfloat16, or raise "
+                "precision.max_drift"
+            )
+        self.console.print(f"{what} (at most {bound:g})", highlight=False)
+        return quantised
 
     def job(self, survey: Survey, loaded: Sequence[LoadedTeacher], *, data: Sequence[str], **own: Any) -> Job:
         """A stage's job: what is the same whatever the task, and the task's `own` fields.

@@ -7,14 +7,16 @@ known to be wrong is found there. What differs between tasks is in `classificati
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 
+from jaxdistill import models
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.stages.causal_lm import CausalLM
 from jaxdistill.stages.classification import Classification
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
+from jaxdistill.stages.teacher_files import TeacherFiles
 from jaxdistill.train.job import Job
 from jaxdistill.train.metrics import require_wandb
 
@@ -43,6 +45,19 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class CachingTask(Protocol):
+    """A task whose teachers' answers can be kept on disk."""
+
+    def check_files(self, survey: Any) -> None:
+        """Refuse caches that are there already and are stale or damaged, as far as can be told without the teachers."""
+        ...
+
+    def files(self, survey: Any) -> list[TeacherFiles]:
+        """The caches of a stage's teachers, which must have been trained."""
+        ...
+
+
 class Preparation:
     """Surveys and jobs of one chain; keeps what stages share: models in memory, teacher logits, data."""
 
@@ -61,14 +76,25 @@ class Preparation:
         """Every stage's survey by its key."""
         return self.loading.surveys
 
-    def survey(self) -> tuple[Survey, ...]:
-        """Resolve and compare every stage's models, tokenizers and labels, and look at all texts."""
+    @property
+    def caching(self) -> CachingTask:
+        """The task, where the configuration lets a stage keep its teachers on disk."""
+        assert isinstance(self.task, CachingTask)
+        return self.task
+
+    def survey(self, *, check_caches: bool = True) -> tuple[Survey, ...]:
+        """Resolve and compare every stage's models, tokenizers and labels, look at all texts, and at caches."""
         if self.chain.run.logging.wandb is not None:
             require_wandb()
+        if self.loading.quantisation is not None:
+            models.require_qwix()
         for stage in self.chain.stages:
             self.surveys[stage.key] = self.task.survey(stage)
         for survey in self.surveys.values():
             self.task.read(survey)
+        cached = [each for each in self.surveys.values() if each.stage.teacher_cache == "disk"]
+        for survey in cached if check_caches and not self.loading.untrained else ():
+            self.caching.check_files(survey)
         return tuple(self.surveys.values())
 
     def first_use(self, reference: ResolvedTeacher) -> tuple[Survey, int]:

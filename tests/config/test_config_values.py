@@ -97,7 +97,11 @@ def with_value(path: str, value: object) -> dict:
             "data.batching: got 'bucket'; expected 'padded' or 'bucketed'; did you mean 'bucketed'?",
         ),
         ("logging.tensorboard", "maybe", "logging.tensorboard: got 'maybe'; expected true or false"),
-        ("teacher_cache", "disk", "teacher_cache: got 'disk'; expected 'off' or 'memory'"),
+        (
+            "teacher_cache",
+            "disc",
+            "teacher_cache: got 'disc'; expected 'off', 'memory' or 'disk'; did you mean 'disk'?",
+        ),
         ("stages.1.train.learning_rate", "fast", "stages.1.train.learning_rate: got 'fast'; expected a number"),
         ("stages.1.train.learning_rate", 0, "stages.1.train.learning_rate: got 0; expected a number greater than 0"),
         ("stages.1.train.learning_rate", False, "stages.1.train.learning_rate: got false; expected a number"),

@@ -100,7 +100,7 @@ def test_each_teacher_reads_its_own_tokenizer(material: Path, teachers: tuple[Pa
     others = {
         "cached": {"teacher_cache": "memory"},
         "pmap": {"parallel": {"strategy": "pmap", "data": 2}},
-        "split": {"parallel": {"data": 2}, "teacher_cache": "memory"},
+        "split": {"parallel": {"data": 2}, "teacher_cache": "disk"},
     }
     for name, changes in others.items():
         made = config(material, tmp_path / name, teachers, **changes)

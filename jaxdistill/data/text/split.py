@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -99,8 +100,8 @@ def _on_side(store: DocumentStore, side: Side, share: float) -> StoredDocuments:
 class TextSplit:
     """The documents of one split, and the batches they make.
 
-    source: its name in messages. fingerprint: of everything that decides the rows (but for the seed). sequence_length:
-    S.
+    source: its name in messages. fingerprint: of everything that decides the rows (but for the seed). rows_fingerprint:
+    of the rows that all documents make once, in order. sequence_length: S. pad_id: the token of padding.
     """
 
     def __init__(
@@ -115,11 +116,12 @@ class TextSplit:
         cache_dir: Path | None = None,
     ) -> None:
         self._documents, self._encoder, self._data = documents, encoder, data
-        self._key, self._pad_id, self._cache_dir = key, pad_id, cache_dir
+        self._key, self.pad_id, self._cache_dir = key, pad_id, cache_dir
         self.sequence_length = length
         self.source = documents.store.source if isinstance(documents, StoredDocuments) else documents.source.name
         window = data.shuffle_window if data.streaming else None
         self.fingerprint = digest(key, pad_id, length, data.packing, data.repeat, window)
+        self.rows_fingerprint = digest(key, pad_id, length, data.packing)
 
     def describe(self) -> dict[str, int | None]:
         """documents and skipped bad rows (None when streaming), and tokens (None as long as they were not counted)."""
@@ -231,6 +233,26 @@ class TextSplit:
             filler=filler,
         )
 
+    def packed_rows(self, *, batch_size: int, skip: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of the rows that all documents make once, in order, from row `skip` on; example_id numbers them."""
+        from jaxdistill.data.text import packing
+
+        tokens, collate = self._tokens_in_order(), packing.Batch(batch_size, self.pad_id)
+        rows = iter(packing.pack(tokens, packing=self._data.packing, length=self.sequence_length, seed=None))
+        try:
+            remaining = islice(rows, skip, None)
+            while taken := list(islice(remaining, batch_size)):
+                batch, places = collate(taken), np.arange(batch_size)
+                filled = batch.pop("filled")
+                yield {**batch, "example_id": np.where(places < filled, skip + places, -1).astype(np.int32)}
+                skip += filled
+        finally:
+            rows.close()
+
+    def row_count(self) -> int:
+        """Rows that all documents make once, in order; tokenises them the first time."""
+        return self._count_rows(seed=None)
+
     def eval_batches(self, *, batch_size: int) -> EvalBatches:
         """All documents once and in order, packed, in batches [batch_size, S] that are the same in every process."""
         return EvalBatches(self, batch_size)
@@ -239,27 +261,30 @@ class TextSplit:
         """A batch of filler rows alone: the shapes and dtypes that all batches have; nothing is read."""
         from jaxdistill.data.text import packing
 
-        return packing.filler_batch(batch_size, self.sequence_length, self._pad_id)
+        return packing.filler_batch(batch_size, self.sequence_length, self.pad_id)
 
     def _eval_iterator(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         from jaxdistill.data.text import blocks, packing
 
-        if isinstance(self._documents, StoredDocuments):
-            tokens = blocks.stored_blocks(self._documents, self._encoder, seed=None)
-        else:
-            tokens = blocks.streamed_blocks(self._documents, self._encoder, seed=None, window=blocks.BLOCK)
-        batches = self._batches(tokens, batch_size, seed=None).map_with_index(packing.Number(0, 1))
+        batches = self._batches(self._tokens_in_order(), batch_size, seed=None).map_with_index(packing.Number(0, 1))
         iterator = iter(blocks.read_ahead(batches))
         try:
             yield from iterator
         finally:
             iterator.close()
 
+    def _tokens_in_order(self) -> grain.IterDataset:
+        from jaxdistill.data.text import blocks
+
+        if isinstance(self._documents, StoredDocuments):
+            return blocks.stored_blocks(self._documents, self._encoder, seed=None)
+        return blocks.streamed_blocks(self._documents, self._encoder, seed=None, window=blocks.BLOCK)
+
     def _batches(self, tokens: grain.IterDataset, batch_size: int, *, seed: int | None) -> grain.IterDataset:
         from jaxdistill.data.text import packing
 
         rows = packing.pack(tokens, packing=self._data.packing, length=self.sequence_length, seed=seed)
-        return rows.batch(batch_size, batch_fn=packing.Batch(batch_size, self._pad_id))
+        return rows.batch(batch_size, batch_fn=packing.Batch(batch_size, self.pad_id))
 
     @functools.cached_property
     def _token_counts(self) -> np.ndarray:
