@@ -104,8 +104,7 @@ def open_cache(files: TeacherFiles, console: Console, *, rebuild: bool = False) 
         CheckpointError: it is stale (computed from something else) or damaged, or another process is building it.
         ExternalError: the disk is full or not writable.
     """
-    complete = on_lead_host(lambda: _is_complete(files)) and not rebuild
-    if not complete:
+    if rebuild or not on_lead_host(lambda: _is_complete(files)):
         _build(files, console, rebuild=rebuild)
     manifest = read_manifest(files.directory)
     assert manifest is not None

@@ -16,7 +16,7 @@ pytest.importorskip("qwix")
 
 
 def test_its_drift_is_printed_and_bounded(material: Path, tmp_path: Path) -> None:
-    teacher = write_teacher(tmp_path / "teacher", 0)
+    teacher = write_teacher(tmp_path / "teacher", 0, initializer_range=0.3)
     raw = config(material, tmp_path / "run", teacher)
     raw["stages"][0]["train"] = {**raw["stages"][0]["train"], "epochs": None, "steps": 2}
     del raw["stages"][0]["train"]["epochs"]

@@ -27,8 +27,8 @@ def config(material: Path, output: Path, teacher: Path, **changes: Any) -> dict[
     return {**raw, "stages": [{**student, "train": {**student["train"], "epochs": 1}}], **changes}
 
 
-def write_teacher(directory: Path, seed: int) -> Path:
-    shape = {"model_type": "bert", "vocab_size": len(VOCABULARY), "max_position_embeddings": 64, **TINY}
+def write_teacher(directory: Path, seed: int, **changes: Any) -> Path:
+    shape = {"model_type": "bert", "vocab_size": len(VOCABULARY), "max_position_embeddings": 64, **TINY, **changes}
     names = {"id2label": {"0": "negative", "1": "positive"}}
     model = models.build({**shape, **names}, task="classification", num_labels=2)
     models.save_pretrained(model, model.init(jax.random.key(seed)), directory)
