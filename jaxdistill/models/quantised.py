@@ -79,7 +79,8 @@ def quantised_product(x: Float[Array, "*B I"], kernel: Any, *, contract: int, dt
     if _activations_too():
         qwix = require_qwix()
         rows = qwix.quantize(x.astype(jnp.float32), kernel.qtype, channelwise_axes=range(batch))
-        return qwix.dot_general(rows, kernel, axes, preferred_element_type=jnp.float32).astype(dtype)
+        with jax.numpy_dtype_promotion("standard"):  # qwix scales int32 sums by float32
+            return qwix.dot_general(rows, kernel, axes, preferred_element_type=jnp.float32).astype(dtype)
     # 8-bit values are exact in bfloat16 too, and the scales, one a column, come after the product
     product = jax.lax.dot_general(
         x.astype(dtype), kernel.qvalue.astype(dtype), axes, preferred_element_type=jnp.float32
