@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxdistill.models.build import Model, build, init_placed, parameter_bytes, parameter_count, parameter_shapes
 from jaxdistill.models.classes import class_order, reorder_classes
-from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
+from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions, task_from_hf
 from jaxdistill.models.convert.load import LoadReport, from_pretrained
 from jaxdistill.models.convert.save import save_pretrained
 from jaxdistill.models.derive import decoder_parameters, derive_config, resolve_derived, student_config
@@ -51,5 +51,6 @@ __all__ = [
     "stack_layers",
     "student_config",
     "svd_factorise",
+    "task_from_hf",
     "unstack_layers",
 ]

@@ -47,6 +47,7 @@ _AXES: dict[str, LogicalAxes] = {
     "head.kernel": ("embed", "vocab"),
     "pooler.kernel": ("embed", None),
     "classifier.kernel": ("embed", None),
+    "qa_outputs.kernel": ("embed", None),
     "transform.kernel": ("embed", None),
     "decoder_bias": ("vocab",),
 }

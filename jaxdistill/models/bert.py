@@ -104,11 +104,7 @@ class ClassifierNetwork(nnx.Module):
         hidden, signals = _encode(self.embeddings, batch, layers, request=request, seeds=seeds, first_only=not whole)
         if request.names & {"logits", "head"}:
             pooled = self._pool(hidden[:, 0], seeds).astype(jnp.float32)
-            if "logits" in request.names:
-                signals["logits"] = self.classifier(pooled)
-            if "head" in request.names:
-                classifier = self.classifier
-                signals["head"] = {"input": pooled, "kernel": classifier.kernel[...], "bias": classifier.bias[...]}
+            signals |= _head_signals(self.classifier, pooled, request)
         return signals
 
     def _pool(self, first: Float[Array, "B D"], seeds: Array | None) -> Float[Array, "B D"]:
@@ -119,6 +115,55 @@ class ClassifierNetwork(nnx.Module):
             first = dropout(first, seeds, rate=rate, site=Site.POOLER)
         squash = jax.nn.relu if config.model_type == "distilbert" else jnp.tanh
         return dropout(squash(self.pooler(first)), seeds, rate=rate, site=Site.CLASSIFIER)
+
+
+class TokenClassifierNetwork(nnx.Module):
+    """Encoder and a classifier on every position."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
+        width, stddev = config.hidden_size, config.initializer_range
+        self.embeddings = Embeddings(config, dtype=dtype)
+        self.encoder = Stack(partial(EncoderLayer, config, dtype=dtype), config.num_hidden_layers)
+        self.classifier = Dense((width,), (config.num_labels,), stddev=stddev, dtype=jnp.dtype(jnp.float32))
+        self.config = config
+
+    def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
+        """The signals asked for; logits are [B, S, C]."""
+        hidden, signals = _encode(self.embeddings, batch, layers, request=request, seeds=seeds, first_only=False)
+        config = self.config
+        # of DistilBERT's two rates this head has the encoder's, its classifier of texts the other
+        own = None if config.model_type == "distilbert" else config.classifier_dropout
+        rate = config.hidden_dropout_prob if own is None else own
+        states = dropout(hidden, seeds, rate=rate, site=Site.CLASSIFIER).astype(jnp.float32)
+        return signals | _head_signals(self.classifier, states, request)
+
+
+class QuestionAnsweringNetwork(nnx.Module):
+    """Encoder and two numbers a position: how well an answer may start there, and how well it may end there."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype) -> None:
+        width, stddev = config.hidden_size, config.initializer_range
+        self.embeddings = Embeddings(config, dtype=dtype)
+        self.encoder = Stack(partial(EncoderLayer, config, dtype=dtype), config.num_hidden_layers)
+        self.qa_outputs = Dense((width,), (2,), stddev=stddev, dtype=jnp.dtype(jnp.float32))
+        self.config = config
+
+    def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
+        """The signals asked for; logits are [B, 2, S], start above end, −inf where an answer cannot be.
+
+        That is padding, and where the batch's `p_mask` is 1.
+        """
+        hidden, signals = _encode(self.embeddings, batch, layers, request=request, seeds=seeds, first_only=False)
+        config = self.config
+        rate = config.hidden_dropout_prob if config.model_type == "distilbert" else 0.0
+        states = dropout(hidden, seeds, rate=rate, site=Site.CLASSIFIER).astype(jnp.float32)
+        signals |= _head_signals(self.qa_outputs, states, request)
+        if "logits" in signals:
+            possible = batch["attention_mask"].astype(bool)
+            if "p_mask" in batch:
+                possible &= batch["p_mask"] == 0
+            signals["logits"] = jnp.where(possible[:, None], signals["logits"].swapaxes(1, 2), -jnp.inf)
+        return signals
 
 
 class MaskedLMNetwork(nnx.Module):
@@ -146,6 +191,16 @@ class MaskedLMNetwork(nnx.Module):
             if "head" in request.names:
                 signals["head"] = {"input": x, "kernel": self.embeddings.decoder_kernel(), "bias": bias}
         return signals
+
+
+def _head_signals(head: Dense, states: Float[Array, "*B D"], request: Request) -> dict[str, Any]:
+    """What is asked for of a dense head on `states`."""
+    signals: dict[str, Any] = {}
+    if "logits" in request.names:
+        signals["logits"] = head(states)
+    if "head" in request.names:
+        signals["head"] = {"input": states, "kernel": head.kernel[...], "bias": head.bias[...]}
+    return signals
 
 
 def _encode(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.errors import ModelError
-from jaxdistill.models.bert import ClassifierNetwork, MaskedLMNetwork
+from jaxdistill.models.bert import (
+    ClassifierNetwork,
+    MaskedLMNetwork,
+    QuestionAnsweringNetwork,
+    TokenClassifierNetwork,
+)
 from jaxdistill.models.causal_attention import IMPLEMENTATIONS
 from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions
 from jaxdistill.models.dropout import example_seeds
@@ -24,7 +29,7 @@ from jaxdistill.models.quantised import is_quantised, size_of
 from jaxdistill.models.stack import REMAT, STACKS, Layers
 from jaxdistill.typing import Batch, Params, PRNGKeyArray, Signals
 
-ENCODER_TASKS = ("classification", "masked_lm")
+ENCODER_TASKS = ("classification", "masked_lm", "token_classification", "question_answering")
 DECODER_TASKS = ("causal_lm",)
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -62,8 +67,11 @@ class Model:
             batch: input_ids and attention_mask int32 [B, S] (the mask may be bool); token_type_ids if there are any;
                 example_id int32 [B] for dropout. For a decoder the mask may be left out, and a row may hold several
                 documents: segment_ids int32 [B, S] (0 = padding) and positions int32 [B, S] in each document.
-            outputs: names, or {name: layers} (None = all layers). logits [B, C] or [B, S, V] float32;
-                last_hidden [B, S, D]; head {input, kernel, bias if it has one}, whose product the logits are;
+                For question_answering p_mask int32 [B, S], 1 where no answer can start or end (question, separators).
+            outputs: names, or {name: layers} (None = all layers). logits float32: [B, C]; [B, S, V], or [B, S, C] of a
+                token classifier; [B, 2, S] of starts and ends of answers, −inf where there can be none. last_hidden
+                [B, S, D]; head {input, kernel, bias if it has one}, whose product the logits are (of question answering
+                before they are transposed and masked);
                 hidden_states [L+1, B, S, D], of which 0 are the embeddings and L the last_hidden; attentions and
                 attention_scores (before mask and softmax) [L, B, N, S, S] float32; qkv [L, 3, B, S, N, H], a
                 decoder's normalised and rotated, its shared keys and values repeated.
@@ -109,8 +117,9 @@ def build(
     """A model of `config` (ours, or a dictionary as `config_from_hf` reads it) for `task`.
 
     Args:
-        task: "classification" or "masked_lm" for an encoder, "causal_lm" for a decoder.
-        num_labels: classes; default the configuration's.
+        task: "classification", "token_classification", "question_answering" or "masked_lm" for an encoder,
+            "causal_lm" for a decoder.
+        num_labels: classes; default the configuration's (question_answering has none: its head always has two).
         dtype: compute dtype, float32 or bfloat16.
         remat: what of each layer the backward pass keeps: "none" is computed again (all is kept), or "full" (only the
             layer's input is kept), "dots" (products with weights are), "names" (the outputs of attention and
@@ -137,6 +146,8 @@ def build(
         if num_labels < 1:
             raise ModelError(f"num_labels: {num_labels} (expected at least 1)")
         ours = ours.with_labels(num_labels)
+    if task == "question_answering" and isinstance(ours, EncoderConfig):
+        ours = replace(ours, num_labels=2, id2label=None)  # start and end, which nobody names
     dtype = jnp.dtype(dtype)
     if dtype.name not in COMPUTE_DTYPES:
         raise ModelError(f"dtype: {dtype.name} is not supported; compute in {' or '.join(COMPUTE_DTYPES)}")
@@ -173,6 +184,10 @@ def _network(model: Model) -> Any:
             return ClassifierNetwork(config, dtype=model.dtype)
         case EncoderConfig() as config, "masked_lm":
             return MaskedLMNetwork(config, dtype=model.dtype)
+        case EncoderConfig() as config, "token_classification":
+            return TokenClassifierNetwork(config, dtype=model.dtype)
+        case EncoderConfig() as config, "question_answering":
+            return QuestionAnsweringNetwork(config, dtype=model.dtype)
     raise AssertionError(model.task)
 
 

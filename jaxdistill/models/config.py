@@ -27,6 +27,14 @@ _DISTILBERT_NAMES = {
 }
 _DISTILBERT_FIXED = {"type_vocab_size": 0, "layer_norm_eps": 1e-12}
 _CLASSES = {"bert": "Bert", "bert_hash": "BertHash", "distilbert": "DistilBert", "roberta": "Roberta"}
+_SUFFIXES = {
+    "classification": "ForSequenceClassification",
+    "token_classification": "ForTokenClassification",
+    "question_answering": "ForQuestionAnswering",
+    "masked_lm": "ForMaskedLM",
+    "causal_lm": "ForCausalLM",
+}
+"""How Hugging Face's classes for a task are called."""
 _ORIGINAL_BERT = {
     "attention_probs_dropout_prob",
     "hidden_act",
@@ -145,12 +153,24 @@ def config_from_hf(source: Mapping[str, Any] | str | Path) -> Any:
     return EncoderConfig(**{name: _exact(name, value) for name, value in values.items()})
 
 
+def task_from_hf(source: str | Path) -> str | None:
+    """What the model of a directory (or `config.json`) was trained for, by the class it was saved with.
+
+    One of the tasks that `build` knows, or None: a model without a head, or with one that we do not build.
+
+    Raises:
+        ModelError: no such file, or not JSON.
+    """
+    raw, _ = _read_json(Path(source))
+    saved = str(next(iter(raw.get("architectures") or ()), ""))
+    return next((task for task, suffix in _SUFFIXES.items() if saved.endswith(suffix)), None)
+
+
 def config_to_hf(config: ModelConfig, *, task: str, factorised: bool = False) -> dict[str, Any]:
     """Hugging Face's `config.json` for the model we save; BertHash becomes `bert` unless `factorised`."""
     if isinstance(config, LlamaConfig):
         return llama_to_hf(config)
     model_type = "bert" if config.model_type == "bert_hash" and not factorised else config.model_type
-    suffix = {"classification": "ForSequenceClassification", "masked_lm": "ForMaskedLM"}[task]
     skip = {"id2label", "num_labels", "model_type", "projections"}
     body = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in skip}
     if model_type == "bert_hash":
@@ -161,9 +181,10 @@ def config_to_hf(config: ModelConfig, *, task: str, factorised: bool = False) ->
         body = {theirs.get(name, name): value for name, value in body.items()}
         if body["seq_classif_dropout"] is None:  # DistilBERT's own field may not be null
             body["seq_classif_dropout"] = config.hidden_dropout_prob
+        body["qa_dropout"] = config.hidden_dropout_prob
     names = config.id2label or tuple(f"LABEL_{i}" for i in range(config.num_labels))
     return {
-        "architectures": [_CLASSES[model_type] + suffix],
+        "architectures": [_CLASSES[model_type] + _SUFFIXES[task]],
         "model_type": model_type,
         **body,
         "id2label": {str(i): name for i, name in enumerate(names)},

@@ -23,6 +23,14 @@ BERT_SHAPE = {
     "initializer_range": 0.2,
 }
 ARCHITECTURES = ("bert", "distilbert", "roberta")
+SUFFIXES = {
+    "classification": "ForSequenceClassification",
+    "token_classification": "ForTokenClassification",
+    "question_answering": "ForQuestionAnswering",
+    "masked_lm": "ForMaskedLM",
+    "base": "Model",
+}
+"""How transformers' classes end."""
 
 
 def hf_config(architecture: str, **changes: Any) -> Any:
@@ -59,9 +67,8 @@ def hf_model(architecture: str, task: str, *, seed: int = 0, **changes: Any) -> 
 
     torch.manual_seed(seed)
     name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[architecture]
-    suffix = {"classification": "ForSequenceClassification", "masked_lm": "ForMaskedLM", "base": "Model"}[task]
-    config = hf_config(architecture, **({"num_labels": LABELS} if task == "classification" else {}), **changes)
-    model = getattr(transformers, name + suffix)(config).eval()
+    config = hf_config(architecture, **({"num_labels": LABELS} if task.endswith("classification") else {}), **changes)
+    model = getattr(transformers, name + SUFFIXES[task])(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -13,14 +13,16 @@ import numpy as np
 
 from jaxdistill.errors import ModelError
 from jaxdistill.models.build import Model, build, parameter_shapes, structure
-from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf
+from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, task_from_hf
 from jaxdistill.models.convert.safetensors_io import Checkpoint
 from jaxdistill.models.convert.tables import PREFIXES, Entry, entries
 from jaxdistill.models.hub import resolve
 from jaxdistill.models.init import draw, put, take
 from jaxdistill.models.llama_config import LlamaConfig
 
-_HEADS = ("pooler", "classifier", "transform", "transform_norm", "decoder_bias")
+_HEADS = ("pooler", "classifier", "qa_outputs", "transform", "transform_norm", "decoder_bias")
+_CLASSIFIERS = {"classification", "token_classification"}
+"""Tasks whose heads BERT's files call alike, `classifier`, and which are not each other's."""
 _BASE = ("embeddings", "encoder", "pooler", "transformer", "embed_tokens", "layers", "norm")
 _BUFFERS = ("position_ids", "token_type_ids", "rotary_emb.inv_freq")
 # A tied decoder may have been saved under either of its names; the second is the one our tables read.
@@ -74,7 +76,8 @@ def from_pretrained(
     the devices, and one tensor of the file.
 
     Args:
-        task: "classification" or "masked_lm" of an encoder, "causal_lm" of a decoder.
+        task: "classification", "token_classification", "question_answering" or "masked_lm" of an encoder, "causal_lm"
+            of a decoder. A classifier of texts is no classifier of tokens: its head is left out, and a fresh one drawn.
         num_labels: classes; default the checkpoint's.
         dtype: compute dtype of the model.
         param_dtype: dtype of the parameters; bfloat16 halves a frozen teacher.
@@ -139,11 +142,14 @@ def _load(
 ) -> tuple[dict[str, Any], LoadReport]:
     shapes = parameter_shapes(model)
     names = _canonical_names(model.config, checkpoint.names)
+    if {model.task, task_from_hf(checkpoint.directory)} == _CLASSIFIERS:
+        names = {name: raw for name, raw in names.items() if not name.startswith("classifier.")}
     table = entries(model.config, model.task)
     if model.config.model_type == "bert_hash":
         table += _factorised_entries(model.config, checkpoint, names)
     missing, mismatched, used, fresh = _compare(table, shapes, checkpoint, names)
-    unused = sorted(raw for name, raw in names.items() if name not in used)
+    read = {names[name] for name in used}
+    unused = sorted(set(checkpoint.names) - read)
     ignored = tuple(raw for raw in unused if not raw.endswith(_BUFFERS) and not _is_tied(raw, model))
     newly = tuple(name for entry in fresh for name, _, _ in entry.tensors(take(shapes, entry.path).shape))
     found = LoadReport(str(checkpoint.directory), newly, ignored, tuple(mismatched))

@@ -80,11 +80,11 @@ def entries(config: ModelConfig, task: str, *, factorised: bool = False) -> list
         return _llama(config)
     match config.model_type:
         case "bert" | "bert_hash":
-            table = _bert(config, "bert.", factorised=factorised) + _bert_heads(task)
+            table = _bert(config, "bert.", factorised=factorised) + (_head(task) or _bert_heads(task))
         case "roberta":
-            table = _bert(config, "roberta.", factorised=False) + _roberta_heads(task)
+            table = _bert(config, "roberta.", factorised=False) + (_head(task) or _roberta_heads(task))
         case "distilbert":
-            table = _distilbert() + _distilbert_heads(task)
+            table = _distilbert() + (_head(task) or _distilbert_heads(task))
         case unknown:
             raise AssertionError(unknown)
     return table
@@ -131,6 +131,16 @@ def _bert(config: EncoderConfig, prefix: str, *, factorised: bool) -> list[Entry
         *_dense((*layers, "output"), f"{layer}.output.dense"),
         *_norm((*layers, "output_norm"), f"{layer}.output.LayerNorm"),
     ]
+
+
+def _head(task: str) -> list[Entry]:
+    """The heads that every architecture calls the same; empty for a task with another."""
+    match task:
+        case "token_classification":
+            return _dense(("classifier",), "classifier")
+        case "question_answering":
+            return _dense(("qa_outputs",), "qa_outputs")
+    return []
 
 
 def _bert_heads(task: str) -> list[Entry]:
