@@ -112,7 +112,7 @@ class Inputs:
 
     def rows(self, config: DataConfig) -> LabelledRows:
         """Rows and labels of every split; a share of train is held out by hash where validation is left out."""
-        key = fingerprint(_reading(config))
+        key = fingerprint(reading(config))
         if key not in self._rows:
             self._rows[key] = self._read(config)
         return self._rows[key]
@@ -146,16 +146,19 @@ class Inputs:
         values = {value for value in rows.labels or () if value is not None}
         numbers = {int(value) for value in values if str(value).lstrip("+-").isdigit()}
         textual = len(numbers) < len(values)
-        students = [stage.config.student for stage in self.chain.stages if _is_pretrained(stage.config.student)]
-        for reference in (*map(given_reference, self.chain.given), *students):
-            names = self.model_config(reference).id2label
-            if names is None:
-                continue
+        for names in self.given_names():
             if textual and values == set(names):
                 return names
             if not textual and numbers and max(numbers) == len(names) - 1:
                 return names
         return None
+
+    def given_names(self) -> Iterator[tuple[str, ...]]:
+        """The label names of given teachers, then of pretrained students; of those that have any."""
+        students = [stage.config.student for stage in self.chain.stages if _is_pretrained(stage.config.student)]
+        for reference in (*map(given_reference, self.chain.given), *students):
+            if (names := self.model_config(reference).id2label) is not None:
+                yield names
 
     def dataset(
         self,
@@ -172,7 +175,7 @@ class Inputs:
         if split not in labelled.splits:
             return None
         key = (
-            fingerprint(_reading(config)),
+            fingerprint(reading(config)),
             split,
             tuple(tokenizer.fingerprint for tokenizer in tokenizers),
             max_length,
@@ -216,7 +219,7 @@ def _words(tokenizer: data.Tokenizer, limit: int | None) -> data.Rows:
     return data.Rows((words,), None, np.arange(1, len(words) + 1), f"vocabulary of {tokenizer.name}", unit="word")
 
 
-def check_labels(what: str, config: models.EncoderConfig, labelled: LabelledRows) -> tuple[int, ...] | None:
+def check_labels(what: str, config: models.EncoderConfig, labelled: Any) -> tuple[int, ...] | None:
     """Compare a model's labels with the data's; the order to put its classes in, or None if it is right already.
 
     Raises:
@@ -244,7 +247,7 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= 8 else f"{shown}, … ({len(names)} in all)"
 
 
-def _reading(config: DataConfig) -> DataConfig:
+def reading(config: DataConfig) -> DataConfig:
     """The part of a data configuration that decides which rows are read: how they are batched is neutral."""
     neutral = DataConfig()
     return dataclasses.replace(
