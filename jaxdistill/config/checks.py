@@ -126,19 +126,31 @@ def _data_problems(run: Run) -> Iterator[Problem]:
                 yield from _label_problems(data, path)
 
 
-_TASK_KEYS = {
-    "classification": ("unlabelled", "augment", "label", "label_names", "truncate", "batching"),
-    "causal_lm": ("packing", "sample_by", "streaming", "repeat", "workers"),
+_READERS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("classification",): ("unlabelled", "augment", "label"),
+    ("classification", "token_classification"): ("label_names", "truncate"),
+    ("classification", "token_classification", "question_answering"): ("batching",),
+    ("classification", "causal_lm"): ("text",),
+    ("causal_lm",): ("packing", "sample_by", "streaming", "repeat", "workers"),
+    ("token_classification",): ("tokens", "tags"),
+    ("question_answering",): (
+        *("question", "context", "answers", "id", "doc_stride", "n_best", "max_answer_length", "null_threshold"),
+    ),
 }
+"""Keys of the data by the tasks that read them; the others are read by all."""
 
 
 def _task_problems(run: Run) -> Iterator[Problem]:
-    """Keys that only another task reads, written with other values than they have anyway."""
+    """Keys that only other tasks read, written with other values than they have anyway."""
     task, neutral = run.data.task, DataConfig()
-    for other, keys in _TASK_KEYS.items():
-        for key in keys if other != task else ():
+    for readers, keys in _READERS.items():
+        for key in keys if task not in readers else ():
             if getattr(run.data, key) != getattr(neutral, key):
-                yield Problem(("data", key), f"only {other} reads it, and data.task is {task}; remove it")
+                who = " and ".join(readers)
+                verb = "reads" if len(readers) == 1 else "read"
+                yield Problem(("data", key), f"only {who} {verb} it, and data.task is {task}; remove it")
+    if task == "question_answering":
+        yield from _window_problems(run.data)
     if isinstance(run.data.text, PromptConfig) and task != "causal_lm":
         yield Problem(
             ("data", "text"), f"prompt and completion are for causal_lm, data.task is {task}; expected a list"
@@ -149,6 +161,13 @@ def _task_problems(run: Run) -> Iterator[Problem]:
     for index, stage in enumerate(run.stages):
         if "task" in (stage.data or {}) and stage_data(run, stage).task != task:
             yield Problem(("stages", index, "data", "task"), f"all stages of a run have one task, data.task: {task}")
+
+
+def _window_problems(data: DataConfig) -> Iterator[Problem]:
+    """Windows that would not get further through their context."""
+    if data.max_length is not None and data.doc_stride >= data.max_length - 4:  # a question and its special tokens
+        message = f"windows of {data.max_length} tokens (data.max_length) cannot share {data.doc_stride} tokens"
+        yield Problem(("data", "doc_stride"), f"{message}; expected less, such as {data.max_length // 3}")
 
 
 def _source_problems(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:
@@ -227,10 +246,19 @@ def _train_problems(train: TrainConfig, path: KeyPath) -> Iterator[Problem]:
         yield Problem((*path, "warmup"), message)
 
 
+_METRICS = {
+    "classification": ("accuracy", "f1", "loss"),
+    "causal_lm": ("perplexity", "loss"),
+    "token_classification": ("f1", "precision", "recall", "accuracy", "loss"),
+    "question_answering": ("f1", "exact_match", "loss"),
+}
+"""What a checkpoint can be chosen by, of what a task measures without a teacher."""
+
+
 def _checkpoint_problems(stage: StageConfig, task: str, path: KeyPath) -> Iterator[Problem]:
     """The metric that chooses the checkpoint is one that the stage has."""
     best = stage.checkpoint.best
-    metrics = ["perplexity", "loss"] if task == "causal_lm" else ["accuracy", "f1", "loss"]
+    metrics = _METRICS[task]
     if best in ("kl", "agreement") and stage.teacher is None:
         message = f"'{best}' compares with a teacher, and the stage has none; expected {', '.join(metrics)} or last"
         yield Problem((*path, "best"), message)

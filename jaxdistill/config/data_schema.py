@@ -16,6 +16,12 @@ DATA_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
 TEXT_FORMATS = (".txt", ".text")
 """Extensions of plain text, which language models read besides."""
 
+TAGGED_FORMATS = (".txt", ".conll", ".bio", ".iob")
+"""Extensions of files with a word and its tag a line, which token classification reads besides."""
+
+LIST_FORMATS = (".json", ".jsonl", ".parquet", ".arrow")
+"""Extensions of the files whose columns may hold lists."""
+
 ASSET_SPLITS = {"minilm-l6": (), "sentiment": SOURCES}
 """Named assets, and the splits of those that are data sets; a model has none."""
 
@@ -98,10 +104,17 @@ class DataConfig:
     in file order without random access (a hub data set is not downloaded first), shuffled in a window of
     `shuffle_window` documents. repeat: start again when the documents are used up; with false, too few for `steps` is
     an error. workers: processes that tokenise (0: threads of this one).
+
+    For token_classification, `tokens` and `tags` are the columns of words and of their tags, and label_names the tags.
+    For question_answering, `question`, `context`, `answers` and `id` are columns of flat rows (SQuAD's nested JSON has
+    names of its own). A context too long for max_length becomes several windows, which share `doc_stride` tokens.
+    Answers are chosen among the n_best starts and ends of each window and have at most max_answer_length tokens.
+    null_threshold: how much better than the best answer "no answer" must score to be given (left out: 0 where the
+    training data has questions without an answer, otherwise it never is).
     """
 
     __pydantic_config__ = STRICT
-    task: Literal["classification", "causal_lm"] = "classification"
+    task: Literal["classification", "causal_lm", "token_classification", "question_answering"] = "classification"
     train: SourceConfig | None = None
     validation: SourceConfig | None = None
     test: SourceConfig | None = None
@@ -121,6 +134,16 @@ class DataConfig:
     streaming: bool = False
     repeat: bool = True
     workers: NonNegative = 0
+    tokens: str = "tokens"
+    tags: str = "tags"
+    question: str = "question"
+    context: str = "context"
+    answers: str = "answers"
+    id: str = "id"
+    doc_stride: NonNegative = 128
+    n_best: Positive = 20
+    max_answer_length: Positive = 30
+    null_threshold: Number | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -31,7 +31,13 @@ def with_best(stage: StageConfig, task: str) -> StageConfig:
     """The stage with the metric that chooses its checkpoint, which its task decides where it is left out."""
     if stage.checkpoint.best is not None:
         return stage
-    best = "perplexity" if task == "causal_lm" else "accuracy"
+    match task:
+        case "causal_lm":
+            best = "perplexity"
+        case "token_classification" | "question_answering":
+            best = "f1"
+        case _:
+            best = "accuracy"
     return dataclasses.replace(stage, checkpoint=dataclasses.replace(stage.checkpoint, best=best))
 
 

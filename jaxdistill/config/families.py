@@ -13,7 +13,12 @@ from jaxdistill.config.problems import Problem
 ENCODERS = ("bert", "bert_hash", "distilbert", "roberta")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
-FAMILY_OF_TASK: dict[str, Literal["encoder", "decoder"]] = {"classification": "encoder", "causal_lm": "decoder"}
+FAMILY_OF_TASK: dict[str, Literal["encoder", "decoder"]] = {
+    "classification": "encoder",
+    "token_classification": "encoder",
+    "question_answering": "encoder",
+    "causal_lm": "decoder",
+}
 """What kind of model a task needs."""
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")

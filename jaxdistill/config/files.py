@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from jaxdistill.config.data_schema import ASSET_SPLITS, DATA_FORMATS, TEXT_FORMATS, DataConfig
+from jaxdistill.config.data_schema import (
+    ASSET_SPLITS,
+    DATA_FORMATS,
+    LIST_FORMATS,
+    TAGGED_FORMATS,
+    TEXT_FORMATS,
+    DataConfig,
+)
 from jaxdistill.config.defaults import named_sources, stage_data
 from jaxdistill.config.model_schema import StudentConfig, TeacherConfig
 from jaxdistill.config.problems import Path as KeyPath
@@ -92,8 +99,16 @@ def _not_that_asset(name: str, wanted: str, known: list[str]) -> str:
     return f"'{name}' {what}; expected one of {', '.join(known)}{did_you_mean(name, known)}"
 
 
+_FORMATS = {
+    "causal_lm": (*DATA_FORMATS, *TEXT_FORMATS),
+    "token_classification": (*TAGGED_FORMATS, *LIST_FORMATS),
+    "question_answering": LIST_FORMATS,
+}
+"""Of tasks that do not read just the formats of rows."""
+
+
 def _missing_data(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:
-    formats = (*DATA_FORMATS, *TEXT_FORMATS) if data.task == "causal_lm" else DATA_FORMATS
+    formats = _FORMATS.get(data.task, DATA_FORMATS)
     for place, source in named_sources(data, keys):
         where = (*path, *place)
         if source.asset is not None:

@@ -11,6 +11,7 @@ from jaxdistill.config.loss_schema import (
     ContrastiveTerm,
     CoupledTermConfig,
     CrossEntropyTerm,
+    LogitMSETerm,
     PresetConfig,
     RelationTerm,
     Schedule,
@@ -61,6 +62,7 @@ def _one_loss_problems(run: Run, phase: Phase, path: KeyPath) -> Iterator[Proble
             message = f"{term.type} needs a teacher, and the stage has none (teacher: null); use cross_entropy"
             yield Problem((*own, "type"), message)
         yield from _term_problems(term, run, stage, own)
+        yield from _span_problems(term, run.data.task, own)
         yield from _together_problems(term, run, stage, own)
 
 
@@ -121,6 +123,18 @@ def _term_problems(term: TermConfig, run: Run, stage: StageConfig, path: KeyPath
     if isinstance(term, ContrastiveTerm) and term.pooling == "first" and stage_data(run, stage).task == "causal_lm":
         message = "got 'first', but a causal language model's first token has seen nothing; use mean"
         yield Problem((*path, "pooling"), message)
+
+
+def _span_problems(term: TermConfig, task: str, path: KeyPath) -> Iterator[Problem]:
+    """Terms that would count the positions at which no answer can start, whose number padding decides."""
+    if task != "question_answering":
+        return
+    if isinstance(term, CrossEntropyTerm) and term.label_smoothing:
+        message = "got label smoothing, which wants an answer to start everywhere a little, in the question too; remove"
+        yield Problem((*path, "label_smoothing"), f"{message} it")
+    if isinstance(term, LogitMSETerm):
+        message = "logit_mse compares as many classes everywhere, and a window's positions are fewer or more; use"
+        yield Problem((*path, "type"), f"{message} forward_kl")
 
 
 def _together_problems(term: TermConfig, run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:

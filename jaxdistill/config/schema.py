@@ -109,13 +109,16 @@ class CheckpointConfig:
     """every: save each so many steps (null: whenever validation runs); keep: how many of the newest stay.
 
     best: the validation metric whose best checkpoint is kept besides and handed on; `last` hands on the last one
-    (left out: accuracy, for causal_lm perplexity).
+    (left out: accuracy; perplexity for causal_lm, f1 for token_classification and question_answering).
     """
 
     __pydantic_config__ = STRICT
     every: Positive | None = None
     keep: Positive = 2
-    best: Literal["accuracy", "f1", "loss", "kl", "agreement", "perplexity", "last"] | None = None
+    best: (
+        Literal["accuracy", "f1", "precision", "recall", "exact_match", "loss", "kl", "agreement", "perplexity", "last"]
+        | None
+    ) = None
 
 
 @dataclass(frozen=True)

@@ -114,24 +114,28 @@ def assemble(dataset: TokenizedDataset, rows: np.ndarray, *, batch_size: int, le
       lengths: ascending static lengths.
 
     Returns:
-      input_ids, attention_mask, token_type_ids int32 [B, S]; labels, example_id int32 [B]; and, with several
-      tokenizers, "tokenizers": the three arrays of each further one under "1", "2", …. A filler row has mask 0
-      everywhere, label −100 and example_id −1.
+      input_ids, attention_mask, token_type_ids int32 [B, S]; labels int32 [B] (or as the data set's), example_id int32
+      [B]; what the data set has for every token, int32 [B, S]; and, with several tokenizers, "tokenizers": the three
+      arrays of each further one under "1", "2", …. A filler row has mask 0 everywhere, label −100 and example_id −1.
     """
     longest = int(dataset.lengths[rows].max())
     length = next(length for length in lengths if length >= longest)
-    labels = np.full(batch_size, UNLABELLED, np.int32)
+    labels = np.full((batch_size, *dataset.labels.shape[1:]), UNLABELLED, np.int32)
     example_id = np.full(batch_size, -1, np.int32)
     labels[: len(rows)] = dataset.labels[rows]
     example_id[: len(rows)] = rows
     tokens = [_pad(encoding, rows, batch_size, length) for encoding in dataset.encodings]
     batch: dict[str, Any] = {**tokens[0], "labels": labels, "example_id": example_id}
+    for name, column in dataset.per_token.items():
+        places, real = _places(dataset.encodings[0], rows, batch_size, length)
+        batch[name] = np.where(real, column.values[places], np.int32(column.fill))
     if len(tokens) > 1:
         batch["tokenizers"] = {str(place): arrays for place, arrays in enumerate(tokens) if place}
     return batch
 
 
-def _pad(encoding: Any, rows: np.ndarray, batch_size: int, length: int) -> dict[str, np.ndarray]:
+def _places(encoding: Any, rows: np.ndarray, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each token of a batch stands in the flat arrays (0 for padding), and which are no padding."""
     starts = np.zeros((batch_size, 1), np.int64)
     ends = np.zeros((batch_size, 1), np.int64)
     starts[: len(rows), 0] = encoding.offsets[rows]
@@ -139,6 +143,11 @@ def _pad(encoding: Any, rows: np.ndarray, batch_size: int, length: int) -> dict[
     places = starts + np.arange(length)
     real = places < ends
     places[~real] = 0
+    return places, real
+
+
+def _pad(encoding: Any, rows: np.ndarray, batch_size: int, length: int) -> dict[str, np.ndarray]:
+    places, real = _places(encoding, rows, batch_size, length)
     input_ids = encoding.ids[places]
     input_ids[~real] = encoding.pad_id
     if encoding.types is None:

@@ -285,16 +285,23 @@ def _values(column: pyarrow.Array) -> list[Any]:
 
 
 def _class_labels(schema: pyarrow.Schema) -> dict[str, tuple[str, ...]]:
-    """Names of the ClassLabel columns, from the metadata `datasets` leaves in a schema."""
+    """Names of the columns of ClassLabels, or of lists of them, from the metadata `datasets` leaves in a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: tuple(feature["names"])
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-        }
-    except (KeyError, TypeError, ValueError):
+        return {name: names for name, feature in features.items() if (names := _class_names(feature))}
+    except (AttributeError, KeyError, TypeError, ValueError):
         return {}
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Those of one feature; of a list, of what it holds (`datasets` once wrote [feature])."""
+    if isinstance(feature, list):
+        return _class_names(feature[0]) if len(feature) == 1 else ()
+    if not isinstance(feature, dict):
+        return ()
+    if feature.get("_type") == "ClassLabel":
+        return tuple(feature.get("names") or ())
+    return _class_names(feature.get("feature"))
 
 
 def is_unicode(text: str) -> bool:

@@ -71,8 +71,13 @@ def source_name(source: SourceConfig) -> str:
     return "/".join(part for part in (place, source.config, source.split) if part)
 
 
-def check_columns(wanted: Sequence[str], found: Sequence[str], source: str) -> tuple[str, ...]:
-    """The wanted columns, each once.
+_COLUMN_KEYS = "data.text and data.label say which columns to read; evaluate: --text, --label"
+
+
+def check_columns(
+    wanted: Sequence[str], found: Sequence[str], source: str, *, keys: str = _COLUMN_KEYS
+) -> tuple[str, ...]:
+    """The wanted columns, each once; `keys` says what names them.
 
     Raises:
       DataError: one is not among those found.
@@ -81,8 +86,7 @@ def check_columns(wanted: Sequence[str], found: Sequence[str], source: str) -> t
         if column not in found:
             near = difflib.get_close_matches(column, found, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
-            key = "data.text and data.label say which columns to read; evaluate: --text, --label"
-            raise DataError(f"{source}: no column {column!r}, found {', '.join(map(repr, found))}{meant} ({key})")
+            raise DataError(f"{source}: no column {column!r}, found {', '.join(map(repr, found))}{meant} ({keys})")
     return tuple(dict.fromkeys(wanted))
 
 
@@ -137,9 +141,10 @@ def hub_table(loaded: Any, name: str, select: Select) -> Table:
     import datasets
 
     table: Any = loaded.with_format("arrow")[:]
+    features = {column: getattr(feature, "feature", feature) for column, feature in loaded.features.items()}  # of lists
     named = {
         column: tuple(feature.names)
-        for column, feature in loaded.features.items()
+        for column, feature in features.items()
         if isinstance(feature, datasets.ClassLabel) and feature.names
     }
     records = arrow_table(table.schema, iter(table.to_batches()), list(select(table.column_names)), name).records

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +52,16 @@ class Tokenizer:
         self._has_types = "token_type_ids" in wrapped.model_input_names
         described = self._backend.to_str() + json.dumps([self.pad_id, self._has_types, self._truncation_side])
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
+
+    @property
+    def backend(self) -> Any:
+        """The library's own tokenizer, without padding and truncation; not to be changed."""
+        return self._backend
+
+    @property
+    def truncation_side(self) -> Literal["left", "right"]:
+        """Where texts that are too long are cut."""
+        return self._truncation_side
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files as `transformers` loads them."""
@@ -192,11 +202,20 @@ def _token(tokens: dict[int, str], index: int) -> str:
 
 
 @dataclass(frozen=True)
+class PerToken:
+    """A number for each token of the first tokenizer, int32 like its ids; padding reads `fill`."""
+
+    values: np.ndarray
+    fill: int
+
+
+@dataclass(frozen=True)
 class TokenizedDataset:
     """N examples as token ids, one ragged array per tokenizer (memory-mapped where the cache could be written).
 
-    labels: int32 [N], −100 for none. lengths: int32 [N], the longest of the tokenizers' for each example.
-    truncated: examples that were cut. fingerprint: sha256 over ids and labels.
+    labels: int32 [N], or [N, K] of K labels an example; −100 for none. lengths: int32 [N], the longest of the
+    tokenizers' for each example. truncated: examples that were cut. fingerprint: sha256 over ids and labels.
+    per_token: what batches hold besides, by name, one number a token (`labels` then stands in the others' place).
     """
 
     encodings: tuple[Ragged, ...]
@@ -205,12 +224,13 @@ class TokenizedDataset:
     truncated: int
     max_length: int | None
     fingerprint: str
+    per_token: Mapping[str, PerToken] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __add__(self, other: TokenizedDataset) -> TokenizedDataset:
-        """The examples of both, tokenised alike; the other's follow."""
+        """The examples of both, tokenised alike and with one label each; the other's follow."""
         pairs = zip(self.encodings, other.encodings, strict=True)
         return TokenizedDataset(
             tuple(Ragged.concatenate(pair) for pair in pairs),

@@ -82,6 +82,32 @@ CLASSIFIERS = Measures(
     ),
     training=(_STEPS, Column("examples_per_second", "examples/s", "{:,.0f}".format, "training throughput"), _SECONDS),
 )
+TOKEN_CLASSIFIERS = Measures(
+    quality=(
+        Column("f1", "F1", "{:.4f}".format, "F1 of whole entities, all types together"),
+        Column("precision", "precision", "{:.4f}".format, "share of the entities found that are right"),
+        Column("recall", "recall", "{:.4f}".format, "share of the entities there that are found"),
+        Column("accuracy", "accuracy", "{:.4f}".format, "share of words with the right tag"),
+        Column("retention", "retention", "{:.1%}".format, "F1 divided by the first teacher's"),
+    ),
+    closeness=(
+        Column("agreement", "agreement", "{:.4f}".format, "share of words tagged as by its own teacher"),
+        _KL,
+    ),
+    training=CLASSIFIERS.training,
+)
+QUESTION_ANSWERERS = Measures(
+    quality=(
+        Column("f1", "F1", "{:.4f}".format, "F1 of the words of an answer, averaged over questions"),
+        Column("exact_match", "exact match", "{:.4f}".format, "share of questions answered word by word as expected"),
+        Column("retention", "retention", "{:.1%}".format, "F1 divided by the first teacher's"),
+    ),
+    closeness=(
+        Column("agreement", "agreement", "{:.4f}".format, "share of questions answered as by its own teacher"),
+        _KL,
+    ),
+    training=CLASSIFIERS.training,
+)
 LANGUAGE_MODELS = Measures(
     quality=(
         Column("perplexity", "perplexity", perplexity, "exp of the mean cross-entropy of a token"),
@@ -101,6 +127,13 @@ LANGUAGE_MODELS = Measures(
 )
 
 
+_TOLD_BY = {"perplexity": LANGUAGE_MODELS, "exact_match": QUESTION_ANSWERERS, "precision": TOKEN_CLASSIFIERS}
+"""A metric that no other task has."""
+
+
 def measures_of(keys: Set[str]) -> Measures:
     """What to show of models of which an evaluation gave these metrics."""
-    return LANGUAGE_MODELS if "perplexity" in keys else CLASSIFIERS
+    for key, measures in _TOLD_BY.items():
+        if key in keys:
+            return measures
+    return CLASSIFIERS

@@ -1,7 +1,8 @@
 """A chain's stages, surveyed before anything is loaded, and turned into jobs when their turn has come.
 
 `survey` reads only configurations, tokenizers and data, for every stage, before the first one trains: whatever can be
-known to be wrong is found there. What differs between tasks is in `classification.py` and `causal_lm.py`.
+known to be wrong is found there. What differs between tasks is in `classification.py`, `causal_lm.py`, `tagging.py` and
+`answering.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from rich.console import Console
 
 from jaxdistill import models
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
+from jaxdistill.stages.answering import Answering
 from jaxdistill.stages.causal_lm import CausalLM
 from jaxdistill.stages.classification import Classification
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
+from jaxdistill.stages.positions import OverPositions
+from jaxdistill.stages.tagging import Tagging
 from jaxdistill.stages.teacher_files import TeacherFiles
 from jaxdistill.train.job import Job
 from jaxdistill.train.metrics import require_wandb
@@ -70,6 +74,10 @@ class Preparation:
                 self.task: Task = Classification(self.loading)
             case "causal_lm":
                 self.task = CausalLM(self.loading)
+            case "token_classification":
+                self.task = OverPositions(self.loading, Tagging())
+            case "question_answering":
+                self.task = OverPositions(self.loading, Answering())
 
     @property
     def surveys(self) -> dict[str, Any]:

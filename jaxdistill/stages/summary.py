@@ -11,6 +11,7 @@ import jax
 
 import jaxdistill
 from jaxdistill.atomic import atomic_write_json
+from jaxdistill.report.columns import measures_of
 
 
 @dataclass
@@ -45,13 +46,13 @@ class Summary:
 
 
 def _retention(row: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
-    """What is left of the first teacher, for each split: accuracy divided by its, or its perplexity by the row's."""
+    """What is left of the first teacher, for each split: the headline divided by its (a perplexity turned over)."""
     found = {}
     for split, ours in row["eval"].items():
         theirs = first["eval"].get(split, {})
         if "perplexity" in ours:
             if ours["perplexity"] and theirs.get("perplexity"):
                 found[split] = theirs["perplexity"] / ours["perplexity"]
-        elif theirs.get("accuracy"):
-            found[split] = ours["accuracy"] / theirs["accuracy"]
+        elif theirs.get(headline := measures_of(ours.keys()).headline.key):
+            found[split] = ours[headline] / theirs[headline]
     return found

@@ -19,14 +19,14 @@ TERMS = (
 )
 
 
-def one_step(student, teachers, batch, *, devices=1, strategy="jit", accumulate=1):
+def one_step(student, teachers, batch, *, devices=1, strategy="jit", accumulate=1, terms=TERMS, depths=()):
     """(gradients, parameters after one SGD step, metrics) as NumPy arrays."""
     optimizer = optax.chain(optax.trace(0.0), optax.scale(-0.1))  # the trace keeps the gradient as it came
     mesh = make_mesh(ParallelConfig(data=devices))
     step = make_train_step(
         student=student,
         teachers=[OnlineTeacher(teacher) for teacher in teachers],
-        objective=make_objective(TERMS, [2.0, 1.0][: len(teachers)]),
+        objective=make_objective(terms, [2.0, 1.0][: len(teachers)], depths=depths),
         optimizer=optimizer,
         mesh=mesh,
         strategy=strategy,

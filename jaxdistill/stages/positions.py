@@ -1,0 +1,217 @@
+"""Tasks whose labels are at positions: tags of words, starts and ends of answers. What is the same for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill import data, losses
+from jaxdistill.config import fingerprint
+from jaxdistill.config.chain import ChainStage, ResolvedTeacher
+from jaxdistill.config.data_schema import DataConfig
+from jaxdistill.distill.objective import make_objective
+from jaxdistill.distill.teacher import OnlineTeacher
+from jaxdistill.parallel import host_share, place, whole_batches
+from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed, Labels
+from jaxdistill.stages.inputs import SPLITS, reading
+from jaxdistill.stages.loading import LoadedTeacher, Loading, depths
+from jaxdistill.train.cost import compile_steps
+from jaxdistill.train.job import Job
+from jaxdistill.typing import Params
+
+
+class Corpus(Protocol):
+    """The rows of every split as read, and the labels they have, if any."""
+
+    @property
+    def splits(self) -> dict[str, Any]: ...
+    @property
+    def labels(self) -> Labels | None: ...
+
+
+class Dataset(Protocol):
+    """One split as tokens."""
+
+    @property
+    def tokens(self) -> data.TokenizedDataset: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+C = TypeVar("C", bound=Corpus)
+D = TypeVar("D", bound=Dataset)
+
+
+class Kind(Protocol[C, D]):
+    """What differs between tasks of positions.
+
+    Attributes:
+      task: its name.
+    """
+
+    @property
+    def task(self) -> str: ...
+
+    def read(self, config: DataConfig, loading: Loading) -> C:
+        """Every split of a data configuration, checked."""
+        ...
+
+    def tokenize(
+        self, corpus: C, split: str, tokenizer: data.Tokenizer, config: DataConfig, *, max_length: int, truncate: bool
+    ) -> D:
+        """One split as tokens."""
+        ...
+
+    def logits(self, model: Any, params: Params, dataset: D, batches: Any, mesh: Any) -> np.ndarray:
+        """A model's logits wherever they are measured."""
+        ...
+
+    def measure(
+        self, student: np.ndarray, teacher: np.ndarray | None, dataset: D, corpus: C, config: DataConfig
+    ) -> dict[str, float]:
+        """Metrics of such logits, beside a teacher's if there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class PositionSurvey(EncoderSurvey):
+    """A stage with its data as read."""
+
+    corpus: Any
+
+
+class OverPositions(Generic[C, D]):
+    """Surveys, jobs and measurements of a chain of models for one such task."""
+
+    def __init__(self, loading: Loading, kind: Kind[C, D]) -> None:
+        self.loading = loading
+        self.kind = kind
+        self.encoders = Encoders(loading, kind.task)
+        self._corpora: dict[str, C] = {}
+        self._datasets: dict[tuple[Any, ...], D] = {}
+        self._logits: dict[tuple[str, str], np.ndarray] = {}
+
+    # --- before anything is loaded -----------------------------------------------------------------------------------
+
+    def survey(self, stage: ChainStage) -> PositionSurvey:
+        """Models, tokenizers and data of a stage, compared with each other."""
+        tokenizers, indices = self.loading.tokenizers(stage)
+        for other in tokenizers[1:]:  # labels are at the student's tokens: every model of the stage reads those
+            data.check_same_tokens(tokenizers[0], other)
+        same = (0,) * len(indices)
+        key = fingerprint(reading(stage.data))
+        if key not in self._corpora:
+            self._corpora[key] = self.kind.read(stage.data, self.loading)
+        corpus = self._corpora[key]
+        config = self.encoders.student_config(stage, tokenizers[0], corpus.labels)
+        teacher_configs = self.loading.teacher_configs(stage)
+        self.encoders.check(stage, config, teacher_configs, tokenizers[:1], same, corpus.labels)
+        length = self.loading.max_length(stage, (config, *teacher_configs))
+        truncate = stage.data.max_length is not None if stage.data.truncate is None else stage.data.truncate
+        model, parameters = self.loading.model(stage, config, task=self.kind.task)
+        return PositionSurvey(stage, model, tokenizers[:1], same, length, parameters, corpus.labels, truncate, corpus)
+
+    def read(self, survey: PositionSurvey) -> None:
+        """Tokenise all of a stage's data: what does not fit is found now."""
+        for split in SPLITS:
+            self.dataset(survey, split)
+
+    # --- when a stage's turn has come --------------------------------------------------------------------------------
+
+    def dataset(self, survey: PositionSurvey, split: str) -> D | None:
+        """One split of a stage's data, tokenised; None if there is none."""
+        if split not in survey.corpus.splits:
+            return None
+        config, tokenizer = survey.stage.data, survey.tokenizers[0]
+        key = (fingerprint(reading(config)), split, tokenizer.fingerprint, survey.max_length, survey.truncate)
+        if key not in self._datasets:
+            self._datasets[key] = self.kind.tokenize(
+                survey.corpus, split, tokenizer, config, max_length=survey.max_length, truncate=survey.truncate
+            )
+        return self._datasets[key]
+
+    def teacher(self, reference: ResolvedTeacher, survey: PositionSurvey) -> LoadedTeacher:
+        """One teacher: an earlier stage's checkpoint, or a given model whose head must be whole."""
+        return self.encoders.teacher(reference, survey.labels)
+
+    def evaluate(
+        self, survey: PositionSurvey, model: LoadedTeacher, *, index: int, taught: bool
+    ) -> dict[str, dict[str, float]]:
+        """Metrics of a model on the validation and test sets of a stage; `taught`: beside its teachers."""
+        results = {}
+        for split in ("validation", "test"):
+            if (dataset := self.dataset(survey, split)) is None:
+                continue
+            logits = self._kept_logits(model, dataset, survey)
+            theirs = self._mixture(survey, dataset) if taught else None
+            results[split] = self.kind.measure(logits, theirs, dataset, survey.corpus, survey.stage.data)
+        return results
+
+    def _kept_logits(self, model: LoadedTeacher, dataset: D, survey: PositionSurvey) -> np.ndarray:
+        """A finished model's logits on a data set, computed once for all stages that ask."""
+        key = (model.identity, dataset.fingerprint)
+        if key not in self._logits:
+            params = place(model.params, self.loading.layout(model.model, teacher=True))
+            self._logits[key] = self._computed(survey, model.model, params, dataset)
+        return self._logits[key]
+
+    def _computed(self, survey: PositionSurvey, model: Any, params: Params, dataset: D) -> np.ndarray:
+        mesh = self.loading.mesh
+        batch_size = whole_batches(survey.stage.config.evaluate.batch_size, mesh)
+        batches = data.eval_batches(dataset.tokens, batch_size=batch_size)
+        return self.kind.logits(model, params, dataset, batches, mesh)
+
+    def _mixture(self, survey: PositionSurvey, dataset: D) -> np.ndarray | None:
+        """Logits of the teachers' averaged probabilities at temperature 1 on a data set; None without a teacher."""
+        loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers]
+        each = [self._kept_logits(teacher, dataset, survey) for teacher in loaded]
+        if len(each) < 2:
+            return next(iter(each), None)
+        weights = tuple(teacher.weight for teacher in survey.stage.teachers)
+        return np.asarray(losses.mixture_logits([jnp.asarray(part) for part in each], weights=weights))
+
+    def job(self, survey: PositionSurvey) -> Job:
+        """Everything a stage's training needs."""
+        stage = survey.stage
+        train, validation = self.dataset(survey, "train"), self.dataset(survey, "validation")
+        assert train is not None
+        assert validation is not None
+        loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
+        teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
+        settings, rows = stage.config.train, train.tokens
+        steps = data.total_steps(len(rows), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
+        price = compile_steps(survey.student, teachers, tokens=settings.batch_size * float(rows.lengths.mean()))
+        lengths = data.bucket_lengths(rows, steps=steps, compile_steps=price)
+        share = host_share(self.loading.mesh)
+        return self.loading.job(
+            survey,
+            loaded,
+            data=[train.fingerprint, validation.fingerprint],
+            initial_params=lambda: self.encoders.initial_params(survey),
+            teachers=teachers,
+            teacher_params=tuple(teacher.params for teacher in loaded),
+            objective=make_objective(
+                stage.terms,
+                tuple(teacher.weight for teacher in stage.teachers),
+                depths=depths(survey.student, loaded),
+                total_steps=steps,
+            ),
+            feed=LabelledFeed(rows, stage.data.batching, stage.data.shuffle_window, lengths, share),
+            total_steps=steps,
+            steps_per_epoch=data.steps_per_epoch(len(rows), settings.batch_size),
+            validate=self._validation(survey, validation),
+        )
+
+    def _validation(self, survey: PositionSurvey, dataset: D) -> Callable[[Params, Any], dict[str, float]]:
+        """The measurement that chooses checkpoints; the teachers' logits are computed once, when it is first made."""
+
+        def validate(params: Params, _: Any) -> dict[str, float]:
+            logits = self._computed(survey, survey.student, params, dataset)
+            theirs = self._mixture(survey, dataset)
+            return self.kind.measure(logits, theirs, dataset, survey.corpus, survey.stage.data)
+
+        return validate
