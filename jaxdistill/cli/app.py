@@ -117,7 +117,9 @@ def evaluate(
     model: ModelArgument,
     data: Annotated[
         Path | None,
-        typer.Option(help="File: csv, tsv, json, jsonl, parquet or arrow; of a language model also txt."),
+        typer.Option(
+            help="File: csv, tsv, json, jsonl, parquet or arrow; of a language model or a token classifier also txt."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Take the data of this run configuration (default: that of the stage's run).")
@@ -126,9 +128,10 @@ def evaluate(
         str | None, typer.Option(help="validation or test of the configuration (default: test if there is one).")
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="Text column of --data; twice for a pair, or prompt and completion.")
+        list[str] | None,
+        typer.Option(help="Text (or words) column of --data; twice for a pair, or prompt and completion."),
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Label column of --data (classifiers only).")] = None,
+    label: Annotated[str | None, typer.Option(help="Label (or tags) column of --data (classifiers only).")] = None,
     label_names: Annotated[
         str | None,
         typer.Option(help="What a classifier's classes are called in the data, in its order: a,b,c."),
@@ -148,8 +151,9 @@ def evaluate(
 ) -> None:
     """Measure a model or a stage's student on data.
 
-    A classifier: accuracy and F1 on labelled texts. A language model: perplexity on text, packed into sequences of
-    --max-length tokens (default: the configuration's, or the model's positions, of --data at most 1024).
+    A classifier: accuracy and F1 on labelled texts. A token classifier: F1 of entities on words with tags. A model
+    that answers questions: exact match and F1 on SQuAD's form. A language model: perplexity on text, packed into
+    sequences of --max-length tokens (default: the configuration's, or the model's positions, of --data at most 1024).
     """
     from jaxdistill.cli.evaluation import Options, evaluate_model, print_evaluation
 
@@ -179,6 +183,7 @@ def evaluate(
     epilog=examples(
         'jaxdistill predict runs/quickstart:student "what a film"',
         "jaxdistill predict runs/quickstart:student --json < lines.txt",
+        "jaxdistill predict runs/ner:student < sentences.txt",
         'jaxdistill predict runs/lm:student --max-new-tokens 40 --temperature 0.8 "Once upon a time"',
     )
 )
@@ -197,6 +202,10 @@ def predict(
         typer.Option(min=0.0, help="Draw a language model's tokens at this temperature (default: 0, the likeliest)."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of what is drawn (default: 0).")] = None,
+    null_threshold: Annotated[
+        float | None,
+        typer.Option(help="Give no answer where that scores better than the best answer by more than this."),
+    ] = None,
     revision: Revision = None,
     batch_size: BatchSize = None,
     max_length: MaxLength = None,
@@ -204,9 +213,12 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Label texts, or continue them.
+    """Label texts, tag their words, answer questions, or continue texts.
 
-    A classifier: a line a text, with label, probability and the text itself, TABs between. A language model: the
+    A classifier: a line a text, with label, probability and the text itself, TABs between. A token classifier: words
+    are what blanks separate; a line a word, with its tag, and a blank line after each text. A model that answers
+    questions: each TEXT or line is JSON, {"question": ..., "context": ...}; a line each, with the answer (a part of the
+    context), its score and the question. A language model: the
     text and its continuation, a TAB between; every token costs a forward pass over a window of fixed length, which
     is to look at a model, not to serve it. A blank line stays blank.
     """
@@ -220,6 +232,7 @@ def predict(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        null_threshold=null_threshold,
         revision=revision,
         batch_size=batch_size,
         max_length=max_length,

@@ -10,19 +10,26 @@ from jaxdistill import models
 from jaxdistill.cli.options import refuse_options
 from jaxdistill.config import build_chain, load_run
 from jaxdistill.config.data_schema import DataConfig, PromptConfig, SourceConfig
+from jaxdistill.data.questions import load_questions
+from jaxdistill.data.tagged import load_tagged
 from jaxdistill.errors import DataError
 from jaxdistill.inference import (
     Classifier,
     LanguageModel,
+    QuestionAnswerer,
+    TokenClassifier,
     evaluate,
+    evaluate_answering,
     evaluate_on_text,
+    evaluate_tagging,
     evaluation_rows,
     evaluation_split,
-    is_language_model,
+    task_of,
 )
 from jaxdistill.report.columns import decimals, perplexity
 from jaxdistill.report.table import byte_size
 from jaxdistill.run_directory import config_path, is_run_directory, resolve_model
+from jaxdistill.train.answers import AnswerConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,9 +37,13 @@ if TYPE_CHECKING:
 _METRICS = (
     ("perplexity", "perplexity", perplexity),
     ("accuracy", "accuracy", decimals),
+    ("exact_match", "exact match", decimals),
+    ("precision", "precision", decimals),
+    ("recall", "recall", decimals),
     ("f1", "F1", decimals),
     ("loss", "loss", decimals),
     ("teacher_accuracy", "teacher's accuracy", decimals),
+    ("teacher_f1", "teacher's F1", decimals),
     ("teacher_perplexity", "teacher's perplexity", perplexity),
     ("retention", "retention", "{:.1%}".format),
     ("agreement", "agreement with teacher", decimals),
@@ -69,34 +80,82 @@ def evaluate_model(options: Options) -> dict[str, Any]:
       ExternalError: an outside resource failed.
     """
     directory = resolve_model(options.model)
-    if is_language_model(directory, revision=options.revision):
-        classifying = {"--label": options.label, "--label-names": options.label_names, "--truncate": options.truncate}
-        refuse_options(classifying, f"{options.model} is a language model")
-        measured = _on_text(options, directory, _data_config(options, directory, "causal_lm"))
-    else:
-        measured = _on_labels(options, directory, _data_config(options, directory, "classification"))
+    task = task_of(directory, revision=options.revision)
+    labelling = {"--label": options.label, "--label-names": options.label_names, "--truncate": options.truncate}
+    match task:
+        case "causal_lm":
+            refuse_options(labelling, f"{options.model} is a language model")
+            measure = _on_text
+        case "question_answering":
+            named = {"--text": options.text, **labelling}
+            refuse_options(named, f"{options.model} answers questions, and reads question, context and answers")
+            measure = _on_questions
+        case "token_classification":
+            measure = _on_tags
+        case _:
+            measure = _on_labels
+    measured = measure(options, directory, _data_config(options, directory, task))
     return {"model": options.model, "teacher": options.teacher, **measured}
 
 
 def _on_labels(options: Options, directory: str, config: DataConfig) -> dict[str, Any]:
     """What a classifier is worth on labelled rows."""
     rows, split = evaluation_rows(config, options.split)
+    settings = _cutting(options, config)
+    classifier = Classifier(directory, revision=options.revision, **settings)
+    teacher = None if options.teacher is None else Classifier(resolve_model(options.teacher), **settings)
+    names = options.label_names
+    metrics = evaluate(classifier, rows, data_names=config.label_names, label_names=names, teacher=teacher)
+    return _described(options, rows, split, classifier.params, metrics)
+
+
+def _on_tags(options: Options, directory: str, config: DataConfig) -> dict[str, Any]:
+    """What a token classifier is worth on sentences with tags."""
+    rows, split = evaluation_rows(config, options.split, load=load_tagged)
+    settings = _cutting(options, config)
+    tagger = TokenClassifier(directory, revision=options.revision, **settings)
+    teacher = None if options.teacher is None else TokenClassifier(resolve_model(options.teacher), **settings)
+    names = options.label_names
+    metrics = evaluate_tagging(tagger, rows, data_names=config.label_names, label_names=names, teacher=teacher)
+    return _described(options, rows, split, tagger.params, metrics)
+
+
+def _on_questions(options: Options, directory: str, config: DataConfig) -> dict[str, Any]:
+    """What answers are worth; "no answer" may be one where the configuration, or else the data, has questions of it."""
+    rows, split = evaluation_rows(config, options.split, load=load_questions)
     settings: dict[str, Any] = {
+        "batch_size": options.batch_size or QuestionAnswerer.BATCH_SIZE,
+        "max_length": options.max_length or config.max_length,
+        "doc_stride": None if options.data else config.doc_stride,
+    }
+    answerer = QuestionAnswerer(directory, revision=options.revision, **settings)
+    teacher = None if options.teacher is None else QuestionAnswerer(resolve_model(options.teacher), **settings)
+    threshold = config.null_threshold
+    if threshold is None and rows.unanswerable:
+        threshold = 0.0
+    chosen = AnswerConfig(config.n_best, config.max_answer_length, threshold)
+    metrics = evaluate_answering(answerer, rows, chosen, teacher=teacher)
+    return _described(options, rows, split, answerer.params, metrics)
+
+
+def _cutting(options: Options, config: DataConfig) -> dict[str, Any]:
+    """How texts are batched and cut."""
+    return {
         "batch_size": options.batch_size or Classifier.BATCH_SIZE,
         "max_length": options.max_length or config.max_length,
         # As in a run: a maximum length that is written in the configuration says that longer texts are cut to it.
         "truncate": options.truncate or (config.max_length is not None if config.truncate is None else config.truncate),
     }
-    classifier = Classifier(directory, revision=options.revision, **settings)
-    teacher = None if options.teacher is None else Classifier(resolve_model(options.teacher), **settings)
-    names = options.label_names
-    metrics = evaluate(classifier, rows, data_names=config.label_names, label_names=names, teacher=teacher)
+
+
+def _described(options: Options, rows: Any, split: str, params: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, of what, on what."""
     return {
         "data": rows.source,
         "split": None if options.data else split,
         "examples": len(rows),
         "skipped_rows": rows.skipped,
-        **_size(classifier.params),
+        **_size(params),
         **metrics,
     }
 
@@ -178,9 +237,14 @@ def _data_config(options: Options, directory: str, task: str) -> DataConfig:
 def _file_config(options: Options, path: Path, task: str) -> DataConfig:
     """`--data` with the columns that were named."""
     if options.config is not None or options.split is not None:
-        kind = "labelled file" if task == "classification" else "file"
+        kind = "file" if task == "causal_lm" else "labelled file"
         raise DataError(f"--data is one {kind}; --config and --split choose another kind of data: leave them out")
     chosen = DataConfig(test=SourceConfig(path=str(path)))
+    match task:
+        case "question_answering":
+            return replace(chosen, task="question_answering")
+        case "token_classification":
+            return _tagged_config(options, chosen)
     columns, label = options.text or chosen.columns, options.label or chosen.label
     if task == "causal_lm":
         if len(columns) > 2 or len({*columns}) < len(columns):
@@ -195,6 +259,16 @@ def _file_config(options: Options, path: Path, task: str) -> DataConfig:
             "another one for the label"
         )
     return replace(chosen, text=columns, label=label)
+
+
+def _tagged_config(options: Options, chosen: DataConfig) -> DataConfig:
+    """One column of words and one of tags."""
+    tokens, tags = options.text or (chosen.tokens,), options.label or chosen.tags
+    if len(tokens) > 1 or tags in tokens:
+        raise DataError(
+            f"--text is {', '.join(tokens)} and --label {tags}; expected one column of words, and another one of tags"
+        )
+    return replace(chosen, task="token_classification", tokens=tokens[0], tags=tags)
 
 
 def _run_data(directory: Path) -> DataConfig:

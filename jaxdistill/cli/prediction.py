@@ -1,4 +1,4 @@
-"""`predict`: lines in, labels or continuations out, in chunks and in order."""
+"""`predict`: lines in, labels, tags, answers or continuations out, in chunks and in order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO, TypeVar
 
 from jaxdistill.cli.options import refuse_options
+from jaxdistill.data.questions import QuestionRows
 from jaxdistill.data.readers import is_unicode
 from jaxdistill.errors import DataError
 from jaxdistill.inference import (
@@ -16,10 +17,16 @@ from jaxdistill.inference import (
     Continuation,
     LanguageModel,
     Prediction,
-    is_language_model,
+    QuestionAnswerer,
+    Tagged,
+    TokenClassifier,
+    asked,
+    sentences,
+    task_of,
     unlabelled_rows,
 )
 from jaxdistill.run_directory import resolve_model
+from jaxdistill.train.answers import AnswerConfig, FoundAnswer
 
 Line = tuple[int, str]
 _NEW_TOKENS = 64
@@ -40,6 +47,7 @@ class Options:
     max_new_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
+    null_threshold: float | None = None
     revision: str | None = None
     batch_size: int | None = None
     max_length: int | None = None
@@ -58,17 +66,41 @@ def answers(options: Options, stdin: TextIO) -> Iterator[str]:
     lines = argument_lines(options.texts) if options.texts else stdin_lines(stdin.buffer)
     origin = ("arguments", "text") if options.texts else ("stdin", "line")
     singly = not options.texts and stdin.isatty()
-    if is_language_model(source, revision=options.revision):
-        labelling = {"--pair": options.pair, "--all": options.every, "--truncate": options.truncate}
-        refuse_options(labelling, f"{options.model} is a language model")
-        return _continued(options, source, lines, origin, singly=singly)
-    generating = {
-        "--max-new-tokens": options.max_new_tokens,
-        "--temperature": options.temperature,
-        "--seed": options.seed,
+    task = task_of(source, revision=options.revision)
+    refuse_options(_foreign(options, task), f"{options.model} is {_WHAT[task]}")
+    answer = {
+        "causal_lm": _continued,
+        "token_classification": _tagged,
+        "question_answering": _found,
+        "classification": _labelled,
     }
-    refuse_options(generating, f"{options.model} is a classifier")
-    return _labelled(options, source, lines, origin, singly=singly)
+    return answer[task](options, source, lines, origin, singly=singly)
+
+
+_WHAT = {
+    "causal_lm": "a language model",
+    "token_classification": "a token classifier",
+    "question_answering": "a model that answers questions",
+    "classification": "a classifier",
+}
+
+
+def _foreign(options: Options, task: str) -> dict[str, object]:
+    """The options that only models for other tasks have."""
+    owners: list[tuple[tuple[str, ...], dict[str, object]]] = [
+        (("classification",), {"--pair": options.pair, "--all": options.every}),
+        (("classification", "token_classification"), {"--truncate": options.truncate}),
+        (("question_answering",), {"--null-threshold": options.null_threshold}),
+        (
+            ("causal_lm",),
+            {
+                "--max-new-tokens": options.max_new_tokens,
+                "--temperature": options.temperature,
+                "--seed": options.seed,
+            },
+        ),
+    ]
+    return {name: value for tasks, own in owners if task not in tasks for name, value in own.items()}
 
 
 def _labelled(
@@ -85,6 +117,43 @@ def _labelled(
     found = predict_lines(classifier, lines, source=origin[0], unit=origin[1], pair=options.pair, at_once=at_once)
     for text, prediction in found:
         yield format_line(text, prediction, as_json=options.as_json, every=options.every)
+
+
+def _tagged(
+    options: Options, source: str, lines: Iterable[Line], origin: tuple[str, str], *, singly: bool
+) -> Iterator[str]:
+    tagger = TokenClassifier(
+        source,
+        revision=options.revision,
+        batch_size=options.batch_size or TokenClassifier.BATCH_SIZE,
+        max_length=options.max_length,
+        truncate=options.truncate,
+    )
+
+    def tag(written: Sequence[Line]) -> list[Tagged]:
+        return tagger.predict(sentences(written, source=origin[0], unit=origin[1]))
+
+    for text, tagged in _answered(lines, tag, 1 if singly else 16 * tagger.batch_size):
+        yield format_tagged(text, tagged, as_json=options.as_json)
+
+
+def _found(
+    options: Options, source: str, lines: Iterable[Line], origin: tuple[str, str], *, singly: bool
+) -> Iterator[str]:
+    answerer = QuestionAnswerer(
+        source,
+        revision=options.revision,
+        batch_size=options.batch_size or QuestionAnswerer.BATCH_SIZE,
+        max_length=options.max_length,
+    )
+    config = AnswerConfig(null_threshold=options.null_threshold)
+
+    def find(written: Sequence[Line]) -> list[tuple[QuestionRows, FoundAnswer]]:
+        rows = asked(written, source=origin[0], unit=origin[1])
+        return [(rows.take([place]), answer) for place, answer in enumerate(answerer.predict(rows, config))]
+
+    for _, found in _answered(lines, find, 1 if singly else answerer.batch_size):
+        yield format_answer(found, as_json=options.as_json)
 
 
 def _continued(
@@ -205,6 +274,39 @@ def format_continuation(text: str, continuation: Continuation | None, *, as_json
     if continuation is None:
         return ""
     return "\t".join(" ".join(part.splitlines()) for part in (text, continuation.text))
+
+
+def format_tagged(text: str, tagged: Tagged | None, *, as_json: bool) -> str:
+    """A line for each word with its tag, a TAB between, and a blank one after them, as CoNLL's files have it."""
+    if as_json:
+        found: dict[str, Any] = {"words": None, "tags": None, "probabilities": None, "entities": None}
+        if tagged is not None:
+            entities = [
+                {"type": kind, "text": " ".join(tagged.words[start:end]), "start": start, "end": end}
+                for kind, start, end in tagged.entities
+            ]
+            found = {
+                "words": tagged.words,
+                "tags": tagged.tags,
+                "probabilities": tagged.probabilities,
+                "entities": entities,
+            }
+        return _json_line({"text": text, **found})
+    if tagged is None:
+        return ""
+    return "".join(f"{word}\t{tag}\n" for word, tag in zip(tagged.words, tagged.tags, strict=True))
+
+
+def format_answer(found: tuple[QuestionRows, FoundAnswer] | None, *, as_json: bool) -> str:
+    """One line of output: the answer, its score and the question."""
+    if found is None:
+        return _json_line({"answer": None}) if as_json else ""
+    rows, answer = found
+    if as_json:
+        place = {"start": answer.start, "end": answer.end} if answer.text else {"start": None, "end": None}
+        told = {"id": rows.ids[0], "question": rows.questions[0], "answer": answer.text, "score": answer.score}
+        return _json_line({**told, **place})
+    return "\t".join([" ".join(answer.text.split()), f"{answer.score:.4f}", " ".join(rows.questions[0].split())])
 
 
 def _json_line(value: Any) -> str:

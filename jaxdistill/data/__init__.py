@@ -2,7 +2,7 @@
 
 from jaxdistill.data import assets, text
 from jaxdistill.data.augment import augment
-from jaxdistill.data.batching import bucket_lengths, eval_batches, steps_per_epoch, total_steps
+from jaxdistill.data.batching import EvalBatches, bucket_lengths, eval_batches, steps_per_epoch, total_steps
 from jaxdistill.data.cache import default_cache_dir
 from jaxdistill.data.labels import encode_labels
 from jaxdistill.data.pipeline import train_iterator
@@ -18,6 +18,7 @@ from jaxdistill.data.tokenize import (
 )
 
 __all__ = [
+    "EvalBatches",
     "Rows",
     "TokenizedDataset",
     "Tokenizer",

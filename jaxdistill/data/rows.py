@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -53,7 +54,21 @@ def bad_rows_error(source: str, unit: str, problems: Sequence[tuple[int, str]], 
     return DataError(f"{source}: {len(problems)} bad {rows} of {total} ({shown}{more}); {advice}")
 
 
-def split_by_hash(rows: Rows, share: float) -> tuple[Rows, Rows]:
+class Splittable(Protocol):
+    """Rows of any task. texts: what decides on which side each row falls."""
+
+    @property
+    def texts(self) -> tuple[list[str], ...]: ...
+    @property
+    def source(self) -> str: ...
+    def __len__(self) -> int: ...
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self: ...
+
+
+R = TypeVar("R", bound=Splittable)
+
+
+def split_by_hash(rows: R, share: float) -> tuple[R, R]:
     """Splits rows into (train, held out) by a hash of the text alone.
 
     Rows with the same text fall on the same side, and a row's side depends on nothing else: neither on its position

@@ -59,6 +59,11 @@ class Tokenizer:
         return self._backend
 
     @property
+    def has_types(self) -> bool:
+        """Whether its models are told the first text of a pair from the second."""
+        return self._has_types
+
+    @property
     def truncation_side(self) -> Literal["left", "right"]:
         """Where texts that are too long are cut."""
         return self._truncation_side
@@ -193,7 +198,7 @@ def check_same_tokens(one: Tokenizer, other: Tokenizer) -> None:
         if mine.get(index) != theirs.get(index):
             raise ModelError(
                 f"tokenizers {one.name} and {other.name} differ: token {index} is {_token(mine, index)} in the first "
-                f"and {_token(theirs, index)} in the second; a language model and its teachers need the same tokens"
+                f"and {_token(theirs, index)} in the second; who is taught token by token needs its teachers' tokens"
             )
 
 

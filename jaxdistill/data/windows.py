@@ -132,7 +132,7 @@ def _encode_all(rows: QuestionRows, tokenizer: Tokenizer, max_length: int, doc_s
             else:
                 found += windows
         if not problems:
-            parts.append(_ragged(found, tokenizer.pad_id))
+            parts.append(_ragged(found, tokenizer))
     if problems:
         advice = "shorten them, or choose a larger data.max_length or a smaller data.doc_stride"
         raise bad_rows_error(rows.source, rows.unit, problems, len(rows), advice)
@@ -174,8 +174,9 @@ def _windows(encoding: Any, question: int, max_length: int, doc_stride: int) -> 
     return found
 
 
-def _ragged(windows: Sequence[_Window], pad_id: int) -> tuple[Ragged, ...]:
-    ids = Ragged.from_lists([each.ids for each in windows], [each.types for each in windows], pad_id=pad_id)
+def _ragged(windows: Sequence[_Window], tokenizer: Tokenizer) -> tuple[Ragged, ...]:
+    types = [each.types for each in windows] if tokenizer.has_types else None
+    ids = Ragged.from_lists([each.ids for each in windows], types, pad_id=tokenizer.pad_id)
     others = ([each.starts for each in windows], [each.ends for each in windows], [[each.question] for each in windows])
     return (ids, *(Ragged.from_lists(column, None, pad_id=_OUTSIDE) for column in others))
 

@@ -124,7 +124,7 @@ def _encode_all(
         return ids, index, 0
     if not truncate:
         problems = [(int(rows.row_numbers[row]), f"{lengths[row]} tokens") for row in long]
-        advice = f"more than {max_length} tokens; cut them with data.truncate=true or raise data.max_length"
+        advice = f"more than {max_length} tokens; cut them (data.truncate=true, or --truncate) or raise data.max_length"
         raise bad_rows_error(rows.source, rows.unit, problems, len(rows), advice)
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
     cut_ids, cut_index = _encode(backend, [rows.words[row] for row in long], tokenizer.pad_id)

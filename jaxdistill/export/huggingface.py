@@ -123,9 +123,12 @@ def _replace(output: Path, new: Path, old: Path) -> None:
 
 
 def _load(directory: Path) -> tuple[models.Model, Params]:
-    """The model, for the task that its architecture has here."""
+    """The model, for the task it was saved for, or else the one that its architecture has here."""
     decoder = isinstance(models.config_from_hf(directory), models.LlamaConfig)
-    return models.from_pretrained(directory, task="causal_lm" if decoder else "classification")
+    saved = models.task_from_hf(directory)
+    heads = ("token_classification", "question_answering")
+    task = "causal_lm" if decoder else saved if saved in heads else "classification"
+    return models.from_pretrained(directory, task=task)
 
 
 def _factorised(directory: Path, stage_directory: Path | None) -> tuple[models.Model, Params]:
@@ -142,7 +145,7 @@ def _factorised(directory: Path, stage_directory: Path | None) -> tuple[models.M
     if table is None:
         raise ModelError(f"{directory}: not a BertHash model, it has no factorised form; leave --factorised out")
     config = dataclasses.replace(model.config, model_type="bert_hash", projections=int(table.shape[1]))
-    return models.build(config, task="classification"), trained
+    return models.build(config, task=model.task), trained
 
 
 def _cast(directory: Path, dtype: str) -> None:
@@ -185,5 +188,5 @@ def _card(stage_directory: Path | None, output: Path, model: models.Model, facto
     if stage_directory is not None:
         run = next(parent for parent in stage_directory.parents if is_run_directory(parent))
         summary, key = load_summary(run), str(stage_directory.relative_to(run / "stages"))
-    labels = model.config.id2label if model.task == "classification" else None
+    labels = model.config.id2label if model.task in ("classification", "token_classification") else None
     return model_card(summary, key, name=output.name, task=model.task, labels=labels, loads=not factorised)

@@ -31,6 +31,37 @@ from transformers import pipeline
 classify = pipeline("text-classification", model="{name}")
 """,
     ),
+    "token_classification": _Kind(
+        pipeline="token-classification",
+        columns=(
+            ("f1", "entity F1", ".4f"),
+            ("precision", "precision", ".4f"),
+            ("recall", "recall", ".4f"),
+            ("accuracy", "word accuracy", ".4f"),
+            *_CLOSENESS,
+        ),
+        trained_on="labels",
+        counted="examples",
+        use="""\
+from transformers import pipeline
+
+tag = pipeline("token-classification", model="{name}", aggregation_strategy="first")
+""",
+    ),
+    "question_answering": _Kind(
+        pipeline="question-answering",
+        columns=(("f1", "F1", ".4f"), ("exact_match", "exact match", ".4f"), *_CLOSENESS),
+        trained_on="labels",
+        counted="examples",
+        use="""\
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForQuestionAnswering.from_pretrained("{name}")
+inputs = tokenizer("Who wrote it?", "Ann wrote it.", return_tensors="pt")
+output = model(**inputs)  # start_logits and end_logits
+""",
+    ),
     "causal_lm": _Kind(
         pipeline="text-generation",
         columns=(("perplexity", "perplexity", ".4g"), ("accuracy", "next-token accuracy", ".4f"), *_CLOSENESS),
@@ -57,7 +88,7 @@ def model_card(
       summary: of the run, or empty for a model that is no run's.
       key: the stage (`STAGE` or `STAGE/seed-K`).
       name: title.
-      task: what the model does, classification or causal_lm.
+      task: what the model does.
       labels: names of the classes, if they have any.
       loads: whether `transformers` loads the directory.
     """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.data.rows import bad_rows_error
 from jaxdistill.distill.teacher_cache import compute_logits
 from jaxdistill.errors import DataError, ModelError
-from jaxdistill.inference.limits import allowed_length
+from jaxdistill.inference.encoder import load_encoder
 from jaxdistill.train.evaluate import evaluate_logits
 from jaxdistill.typing import Float, Int
 
@@ -58,19 +58,11 @@ class Classifier:
           ModelError: not a classifier, or a tokenizer that does not belong to it.
           ExternalError: the hub cannot be reached or does not know the id.
         """
-        directory = models.resolve(source, revision=revision)
-        reports: list[models.LoadReport] = []
-        self.model, self.params = models.from_pretrained(directory, task="classification", report=reports.append)
-        if reports[0].newly_initialised:
-            raise ModelError(
-                f"{source}: has no trained classifier ({', '.join(reports[0].newly_initialised)} missing); train one "
-                f"with `jaxdistill run`, in a stage with student: {{pretrained: {source}}}"
-            )
-        self.source = str(source)
-        self.tokenizer = data.load_tokenizer(directory)
-        data.check_vocabulary(self.tokenizer, self.model.config.vocab_size, model=self.source)
-        positions = models.positions(self.model.config)
-        self.max_length = allowed_length(max_length, positions=positions, source=source)
+        self.encoder = load_encoder(
+            source, task="classification", head="classifier", revision=revision, max_length=max_length
+        )
+        self.source, self.model, self.params = self.encoder.source, self.encoder.model, self.encoder.params
+        self.tokenizer, self.max_length = self.encoder.tokenizer, self.encoder.max_length
         self.truncate = truncate
         self.batch_size = batch_size
         names = self.model.config.id2label
@@ -91,11 +83,7 @@ class Classifier:
         if not len(rows):
             return np.zeros((0, self.model.num_labels), np.float32)
         dataset = self._tokenized(rows)
-        batch_size = min(self.batch_size, _power_of_two(len(rows)))
-        # Fixed lengths, not the ones best for these texts: a stream of texts must not compile for every chunk.
-        powers = range(3, max(3, self.max_length.bit_length()) + 1)
-        lengths = sorted({min(1 << power, self.max_length) for power in powers})
-        batches = data.eval_batches(dataset, batch_size=batch_size, lengths=lengths)
+        batches = self.encoder.batches(dataset, batch_size=self.batch_size)
         return compute_logits(self.model, self.params, batches, len(rows))
 
     def predict(self, texts: Sequence[str], pair: Sequence[str] | None = None) -> list[Prediction]:
@@ -159,7 +147,7 @@ def evaluate(
     logits = classifier.row_logits(rows)
     if teacher is None:
         return evaluate_logits(logits, None, labels)
-    order = _teacher_order(classifier, teacher)
+    order = teacher_order(classifier, teacher)
     teacher_logits = teacher.row_logits(rows)[:, order]
     metrics = evaluate_logits(logits, teacher_logits, labels)
     metrics["teacher_accuracy"] = evaluate_logits(teacher_logits, None, labels)["accuracy"]
@@ -168,11 +156,14 @@ def evaluate(
     return metrics
 
 
-def evaluation_rows(config: DataConfig, split: str | None = None) -> tuple[data.Rows, str]:
+def evaluation_rows(
+    config: DataConfig, split: str | None = None, *, load: Callable[..., Any] = data.load_rows
+) -> tuple[Any, str]:
     """The labelled rows of a configuration to evaluate on, and the name of their split.
 
     Args:
       config: data of a run or a stage.
+      load: what reads a source for the configuration's task.
       split: `validation` or `test`; default: test if the configuration has it. A validation set that is left out is
         the share of train that a run holds out.
 
@@ -182,10 +173,10 @@ def evaluation_rows(config: DataConfig, split: str | None = None) -> tuple[data.
     split = split or ("test" if config.test else "validation")
     source: SourceConfig | None = getattr(config, split)
     if source is not None:
-        return data.load_rows(config, source), split
+        return load(config, source), split
     if split == "test" or config.train is None:
         raise DataError(f"data.{split}: the configuration has none; choose another --split, or give --data FILE")
-    return data.split_by_hash(data.load_rows(config, config.train), config.validation_share)[1], split
+    return data.split_by_hash(load(config, config.train), config.validation_share)[1], split
 
 
 def _class_indices(
@@ -216,8 +207,21 @@ def _class_indices(
     return np.where(labels >= 0, order[labels], labels)
 
 
-def _teacher_order(student: Classifier, teacher: Classifier) -> list[int]:
-    """For each class of the student, the teacher's class of the same name."""
+class Labelling(Protocol):
+    """A model with classes, which have names if `named`."""
+
+    model: models.Model
+    source: str
+    labels: tuple[str, ...]
+    named: bool
+
+
+def teacher_order(student: Labelling, teacher: Labelling) -> list[int]:
+    """For each class of the student, the teacher's class of the same name.
+
+    Raises:
+      ModelError: the teacher has other classes.
+    """
     if student.named and teacher.named:
         places = {name.casefold(): index for index, name in enumerate(teacher.labels)}
         wanted = [name.casefold() for name in student.labels]
@@ -229,11 +233,6 @@ def _teacher_order(student: Classifier, teacher: Classifier) -> list[int]:
         f"teacher {teacher.source}: its labels are {', '.join(teacher.labels)}, those of {student.source} are "
         f"{', '.join(student.labels)}; give a teacher of the same labels"
     )
-
-
-def _power_of_two(count: int) -> int:
-    """The smallest power of two that is not below `count`."""
-    return 1 << (count - 1).bit_length()
 
 
 def unlabelled_rows(lines: Sequence[tuple[int, str]], *, source: str, unit: str, pair: bool) -> data.Rows:

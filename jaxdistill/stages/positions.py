@@ -18,7 +18,7 @@ from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.parallel import host_share, place, whole_batches
 from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed, Labels
 from jaxdistill.stages.inputs import SPLITS, reading
-from jaxdistill.stages.loading import LoadedTeacher, Loading, depths
+from jaxdistill.stages.loading import LoadedTeacher, Loading, depths, widths
 from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.job import Job
 from jaxdistill.typing import Params
@@ -198,6 +198,7 @@ class OverPositions(Generic[C, D]):
                 stage.terms,
                 tuple(teacher.weight for teacher in stage.teachers),
                 depths=depths(survey.student, loaded),
+                widths=widths(survey.student, loaded),
                 total_steps=steps,
             ),
             feed=LabelledFeed(rows, stage.data.batching, stage.data.shuffle_window, lengths, share),
