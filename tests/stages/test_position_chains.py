@@ -77,7 +77,7 @@ def config(material: Path, written: Path, output: Path, task: str) -> dict[str, 
         "max_length": 18,
     }
     if task == "question_answering":
-        made["data"]["doc_stride"] = 4
+        made["data"] |= {"max_length": 12, "doc_stride": 4}  # the longest contexts need two windows
     train = {"steps": 16, "batch_size": 16, "learning_rate": 5e-3, "log_every": 8}
     student = {"architecture": "bert", **TINY, "num_hidden_layers": 1}
     loss = [
@@ -117,7 +117,10 @@ def test_the_chain_leaves_what_it_promises(finished: tuple[str, Path]) -> None:
         assert set(measured) == {"f1", "loss"} | quality | closeness
         assert row["train"]["skipped_steps"] == 0
     teacher = rows["teacher"]["eval"]["validation"]
-    assert teacher["f1"] > 0.5  # it has learned something, of which the others get some
+    logged = [json.loads(line) for line in (output / "stages" / "teacher" / "metrics.jsonl").open()]
+    losses = [row["loss"] for row in logged if row["kind"] == "train"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert teacher["f1"] > 0.2
     assert rows["student"]["retention"]["validation"] == rows["student"]["eval"]["validation"]["f1"] / teacher["f1"]
     page = (output / "report.html").read_text()
     assert ("exact match" in page) == (task == "question_answering")
@@ -199,7 +202,7 @@ def test_a_teachers_tags_are_put_in_the_datas_order(material, written, tmp_path)
         ("token_classification", {"text": ["sentence"]}, "data.text: only classification and causal_lm read it"),
         ("token_classification", {"doc_stride": 5}, "data.doc_stride: only question_answering reads it"),
         ("question_answering", {"label_names": ["O", "B"]}, "data.label_names: only classification and token_class"),
-        ("question_answering", {"doc_stride": 20}, "data.doc_stride: windows of 18 tokens"),
+        ("question_answering", {"doc_stride": 20}, "data.doc_stride: windows of 12 tokens"),
     ],
 )
 def test_keys_of_other_tasks_are_refused(material, written, tmp_path, task, changes, error) -> None:
