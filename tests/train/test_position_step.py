@@ -60,8 +60,14 @@ def made(request):
 
 
 def test_any_split_and_padding_is_the_same_update(made):
-    _, student, teachers, batch, expected = made
+    task, student, teachers, batch, expected = made
     split = one_step(student, teachers, longer(batch, 6), devices=4, accumulate=2, terms=TERMS, depths=(1, 1, 1))
+    if (
+        task == "question_answering"
+    ):  # softmax over positions: what is added to all of them has no gradient but rounding
+        for gradients, params, _ in (split, expected):
+            assert np.abs(gradients["qa_outputs"].pop("bias")).max() < 1e-7
+            del params["qa_outputs"]["bias"]
     assert_same_step(split, expected)
 
 
