@@ -263,12 +263,12 @@ def _file_config(options: Options, path: Path, task: str) -> DataConfig:
 
 def _tagged_config(options: Options, chosen: DataConfig) -> DataConfig:
     """One column of words and one of tags."""
-    tokens, tags = options.text or (chosen.tokens,), options.label or chosen.tags
-    if len(tokens) > 1 or tags in tokens:
-        raise DataError(
-            f"--text is {', '.join(tokens)} and --label {tags}; expected one column of words, and another one of tags"
-        )
-    return replace(chosen, task="token_classification", tokens=tokens[0], tags=tags)
+    tokens, *more = options.text or (chosen.tokens,)
+    tags = options.label or chosen.tags
+    if more or tags == tokens:
+        given = ", ".join([tokens, *more])
+        raise DataError(f"--text is {given} and --label {tags}; expected one column of words, and another one of tags")
+    return replace(chosen, task="token_classification", tokens=tokens, tags=tags)
 
 
 def _run_data(directory: Path) -> DataConfig:

@@ -166,9 +166,11 @@ def _windows(encoding: Any, question: int, max_length: int, doc_stride: int) -> 
     found = []
     for begin in range(first, max(last, first + 1), max(room - doc_stride, 1)):
         end = min(begin + room, last)
-        columns = (encoding.ids, encoding.type_ids, starts, ends)
-        cut = (column[:first] + column[begin:end] + column[last:] for column in columns)
-        found.append(_Window(*cut, question))
+        ids, types, firsts, lasts = (
+            column[:first] + column[begin:end] + column[last:]
+            for column in (encoding.ids, encoding.type_ids, starts, ends)
+        )
+        found.append(_Window(ids, types, firsts, lasts, question))
         if end == last:
             break
     return found
