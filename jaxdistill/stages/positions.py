@@ -184,7 +184,8 @@ class OverPositions(Generic[C, D]):
         teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
         settings, rows = stage.config.train, train.tokens
         steps = data.total_steps(len(rows), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
-        price = compile_steps(survey.student, teachers, tokens=settings.batch_size * float(rows.lengths.mean()))
+        tokens = settings.batch_size * float(rows.lengths.mean())
+        price = compile_steps(survey.student, teachers, tokens=tokens)
         lengths = data.bucket_lengths(rows, steps=steps, compile_steps=price)
         share = host_share(self.loading.mesh)
         return self.loading.job(
@@ -204,6 +205,7 @@ class OverPositions(Generic[C, D]):
             feed=LabelledFeed(rows, stage.data.batching, stage.data.shuffle_window, lengths, share),
             total_steps=steps,
             steps_per_epoch=data.steps_per_epoch(len(rows), settings.batch_size),
+            tokens_per_step=tokens,
             validate=self._validation(survey, validation),
         )
 
