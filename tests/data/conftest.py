@@ -40,3 +40,20 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_dir: Path) -> Tokenizer:
     return load_tokenizer(tokenizer_dir)
+
+
+@pytest.fixture(scope="session")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Path]:
+    """RoBERTa's kind, its merges learned from two lines."""
+    import transformers
+    from tokenizers import ByteLevelBPETokenizer
+
+    directory = tmp_path_factory.mktemp("roberta")
+    trained = ByteLevelBPETokenizer()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(["the film the film was not good", "great plot"] * 5, 290, special_tokens=specials)
+    trained.save_model(str(directory))
+    transformers.RobertaTokenizerFast(str(directory / "vocab.json"), str(directory / "merges.txt")).save_pretrained(
+        directory
+    )
+    return load_tokenizer(directory), directory

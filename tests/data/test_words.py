@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdistill.data import Tokenizer, eval_batches, load_tokenizer
+from jaxdistill.data import Tokenizer, eval_batches
 from jaxdistill.data.tagged import TaggedRows
 from jaxdistill.data.words import WordDataset, tokenize_words
 from jaxdistill.errors import DataError
@@ -25,23 +25,6 @@ TAGS = np.asarray([1, 2, 0, 3, 1, 2, 3, 1, 1, 2, -100, 3], np.int32)
 def rows_of(sentences: list[list[str]]) -> TaggedRows:
     numbers = np.arange(1, len(sentences) + 1, dtype=np.int64)
     return TaggedRows([list(words) for words in sentences], None, numbers, "made.txt")
-
-
-@pytest.fixture(scope="module")
-def byte_level(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Path]:
-    """RoBERTa's kind, its merges learned from two lines."""
-    import transformers
-    from tokenizers import ByteLevelBPETokenizer
-
-    directory = tmp_path_factory.mktemp("roberta")
-    trained = ByteLevelBPETokenizer()
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator(["the film the film was not good", "great plot"] * 5, 290, special_tokens=specials)
-    trained.save_model(str(directory))
-    transformers.RobertaTokenizerFast(str(directory / "vocab.json"), str(directory / "merges.txt")).save_pretrained(
-        directory
-    )
-    return load_tokenizer(directory), directory
 
 
 def by_hand(dataset: WordDataset) -> list[list[int]]:
