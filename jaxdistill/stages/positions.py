@@ -9,13 +9,15 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill import data, losses
+from jaxdistill import data, losses, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.distill.objective import make_objective
+from jaxdistill.distill.positions import labelled
 from jaxdistill.distill.teacher import OnlineTeacher
-from jaxdistill.parallel import host_share, place, whole_batches
+from jaxdistill.distill.teacher_cache import forward_logits
+from jaxdistill.parallel import batch_sharding, host_share, place, replicate, whole_batches
 from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed, Labels
 from jaxdistill.stages.inputs import SPLITS, reading
 from jaxdistill.stages.loading import LoadedTeacher, Loading, depths, widths
@@ -41,6 +43,8 @@ class Dataset(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+
+_CALIBRATION_ROWS = 128
 
 C = TypeVar("C", bound=Corpus)
 D = TypeVar("D", bound=Dataset)
@@ -136,7 +140,21 @@ class OverPositions(Generic[C, D]):
 
     def teacher(self, reference: ResolvedTeacher, survey: PositionSurvey) -> LoadedTeacher:
         """One teacher: an earlier stage's checkpoint, or a given model whose head must be whole."""
-        return self.encoders.teacher(reference, survey.labels)
+        return self.encoders.teacher(
+            reference,
+            survey.labels,
+            drift=lambda model, params, quantised: self._drift(survey, model, (params, quantised)),
+        )
+
+    def _drift(self, survey: PositionSurvey, model: models.Model, params: tuple[Params, Params]) -> float:
+        """Mean KL of what the second parameters answer from what the first do, on a batch of validation data."""
+        dataset, mesh = self.dataset(survey, "validation"), self.loading.mesh
+        assert dataset is not None
+        batches = data.eval_batches(dataset.tokens, batch_size=whole_batches(_CALIBRATION_ROWS, mesh))
+        batch = place(batches[len(batches) // 2], batch_sharding(mesh))  # neither the longest nor the shortest
+        exact, quantised = (forward_logits(replicate(each, mesh), batch, model=model, mesh=mesh) for each in params)
+        where = labelled(batch)
+        return float(losses.masked_mean(losses.forward_kl(quantised, exact, where=where), where))
 
     def evaluate(
         self, survey: PositionSurvey, model: LoadedTeacher, *, index: int, taught: bool
@@ -155,7 +173,7 @@ class OverPositions(Generic[C, D]):
         """A finished model's logits on a data set, computed once for all stages that ask."""
         key = (model.identity, dataset.fingerprint)
         if key not in self._logits:
-            params = place(model.params, self.loading.layout(model.model, teacher=True))
+            params = place(model.params, self.loading.layout(model.model, teacher=True, like=model.params))
             self._logits[key] = self._computed(survey, model.model, params, dataset)
         return self._logits[key]
 

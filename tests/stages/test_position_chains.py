@@ -216,7 +216,7 @@ def test_keys_of_other_tasks_are_refused(material, written, tmp_path, task, chan
 @pytest.mark.parametrize(
     ("key", "value", "error"),
     [
-        ("teacher_cache", "memory", "teacher_cache: got 'memory', which holds a classifier's logits"),
+        ("teacher_cache", "memory", "got 'memory', and data.task is question_answering, for which there is no cache"),
         ("loss", [{"type": "logit_mse"}], "logit_mse compares as many classes"),
         ("loss", [{"type": "cross_entropy", "label_smoothing": 0.1}], "got label smoothing"),
         ("checkpoint", {"best": "precision"}, "got 'precision', which question_answering does not measure"),
