@@ -22,7 +22,7 @@ FUSABLE = ("forward_kl", "reverse_kl", "jensen_shannon")
 """Divergences that `losses.fused_linear_distillation` knows."""
 
 BATCH_AXES = ("data", "fsdp")
-_VOCABULARY_AXIS = "tensor"
+_WIDTH_AXIS, _VOCABULARY_AXIS = "fsdp", "tensor"
 _HEAD: Wanted = (("head", None),)
 _DIVERGENCES = (LogitDivergence, TopKDivergence)
 
@@ -114,14 +114,16 @@ class FusedTerms:
         divided = devices > 1 and len(set(classes)) == 1 and classes[0] % devices == 0
         axis = _VOCABULARY_AXIS if divided else None
         rows = PartitionSpec(BATCH_AXES)
-        parts = {"input": rows, "kernel": PartitionSpec(None, axis), "table": PartitionSpec(axis)}
+        width = arrays["student"]["input"].shape[-1]
+        shared = _WIDTH_AXIS if mesh.shape[_WIDTH_AXIS] > 1 and width % mesh.shape[_WIDTH_AXIS] == 0 else None
 
-        def of(head: dict[str, Array]) -> dict[str, PartitionSpec]:
+        def of(head: dict[str, Array], shared: str | None) -> dict[str, PartitionSpec]:
+            parts = {"input": rows, "kernel": PartitionSpec(shared, axis), "table": PartitionSpec(axis, shared)}
             return {name: parts[name] for name in head}
 
         specs = {
-            "student": of(arrays["student"]),
-            "teachers": [of(head) for head in arrays["teachers"]],
+            "student": of(arrays["student"], shared),
+            "teachers": [of(head, None) for head in arrays["teachers"]],
             "top_k": jax.tree.map(lambda _: rows, arrays["top_k"]),
             "labels": rows,
             "where": rows,
@@ -130,6 +132,7 @@ class FusedTerms:
         }
 
         def local(arrays: dict[str, Any]) -> Any:
+            arrays = {**arrays, "student": _gathered(arrays["student"], shared)}
             return jax.lax.psum(self._sums(arrays, axis_name=axis), BATCH_AXES)
 
         return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec())(arrays)
@@ -178,6 +181,19 @@ def _head(signals: Signals) -> dict[str, Array]:
         "input": jnp.concatenate([head["input"], ones], axis=-1),
         "kernel": jnp.concatenate([head["kernel"], bias[None].astype(head["kernel"].dtype)], axis=0),
     }
+
+
+def _gathered(head: dict[str, Array], axis_name: str | None) -> dict[str, Array]:
+    """A head whose width may be spread over devices, whole, in the dtype that is multiplied.
+
+    Gathered here, its gradient is scattered again as it is summed, in that dtype, as every other weight's is: the
+    compiler would sum the whole of it in float32 on every device, four times as much.
+    """
+    name = "table" if "table" in head else "kernel"
+    array = head[name].astype(head["input"].dtype) if head["input"].dtype == jnp.bfloat16 else head[name]
+    if axis_name is not None:
+        array = jax.lax.all_gather(array, axis_name, axis=int(name == "table"), tiled=True)
+    return {**head, name: array}
 
 
 def _classes(head: dict[str, Array]) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxdistill.models import unstack_layers
 from jaxdistill.models.outputs import Outputs
+from jaxdistill.parallel import target_device
 from jaxdistill.typing import Batch, Params, Signals
 
 _UNSTACK_ON_CPU = 12
@@ -52,7 +53,7 @@ class OnlineTeacher:
         """On CPU, layers apart: taking them from a stack would copy every one of them in every step."""
         layers = params.get("encoder", {}).get("layers")
         stacked = isinstance(layers, Mapping) and jax.tree.leaves(layers)[0].shape[0] <= _UNSTACK_ON_CPU
-        return unstack_layers(params) if stacked and jax.default_backend() == "cpu" else params
+        return unstack_layers(params) if stacked and target_device().platform == "cpu" else params
 
     def signals(self, params: Params, batch: Batch, outputs: Outputs) -> Signals:
         """One forward pass without dropout; only what is asked for is computed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.parallel.target import target_device
 from jaxdistill.typing import Array, Bool, Float, Int
 
 _SMALLEST_BLOCK, _MOST_BLOCKS = 128, 4
@@ -34,7 +35,7 @@ def causal_attention(
         value: K heads.
         segments: a token sees only tokens of its own segment; None means one segment.
         window: tokens a query sees at most, itself included; None means all before it.
-        implementation: one of `IMPLEMENTATIONS`; "auto" is what the default device supports.
+        implementation: one of `IMPLEMENTATIONS`; "auto" is what the device supports that is traced for.
     """
     if implementation == "auto":
         implementation = _best(query, key)
@@ -136,8 +137,8 @@ def _same_segment(segments: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
 
 
 def _best(query: Array, key: Array) -> str:
-    """What the default device supports for these shapes and dtypes."""
-    device = jax.devices()[0]
+    """What the device that is traced for supports for these shapes and dtypes."""
+    device = target_device()
     length, heads, size = query.shape[1:]
     if device.platform == "tpu":
         from jaxdistill.models.splash import fits

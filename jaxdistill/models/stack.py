@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxdistill.models.outputs import Request
 from jaxdistill.parallel.rules import constrain
+from jaxdistill.parallel.target import target_device
 from jaxdistill.typing import Array, Float, Params
 
 STACKS = ("encoder", "decoder")
@@ -106,7 +107,7 @@ class Layers:
 
     @property
     def _loops(self) -> bool:
-        return self.count <= _LOOP_ON_CPU and jax.default_backend() == "cpu" and self.remat == "none"
+        return self.count <= _LOOP_ON_CPU and target_device().platform == "cpu" and self.remat == "none"
 
 
 def _cut(stacked: Params, sizes: list[int]) -> list[Any]:

@@ -1,6 +1,6 @@
 """Devices and hosts: the mesh of a run, and how batches, parameters and replicated trees are laid out on it."""
 
-from jaxdistill.parallel.compilation import use_compilation_cache
+from jaxdistill.parallel.compilation import compiler_options, use_compilation_cache
 from jaxdistill.parallel.mesh import (
     AXES,
     batch_devices,
@@ -20,6 +20,7 @@ from jaxdistill.parallel.mesh import (
 )
 from jaxdistill.parallel.partial_scan import scan_first
 from jaxdistill.parallel.rules import BATCH_AXES, Layout, constrain, mesh_in_context, partition_spec
+from jaxdistill.parallel.target import target_count, target_device, tracing_for
 
 __all__ = [
     "AXES",
@@ -29,6 +30,7 @@ __all__ = [
     "batch_sharding",
     "check_divisible",
     "check_pmap",
+    "compiler_options",
     "constrain",
     "host_memory",
     "host_share",
@@ -42,6 +44,9 @@ __all__ = [
     "replicated",
     "scan_first",
     "stacked_sharding",
+    "target_count",
+    "target_device",
+    "tracing_for",
     "use_compilation_cache",
     "whole_batches",
 ]

@@ -25,6 +25,7 @@ from jaxdistill.parallel import (
     batch_sharding,
     check_divisible,
     check_pmap,
+    compiler_options,
     make_mesh,
     place,
     put_batch,
@@ -33,6 +34,7 @@ from jaxdistill.parallel import (
     replicated,
     scan_first,
     stacked_sharding,
+    tracing_for,
 )
 from jaxdistill.train.adamw import GuardedTransformation, guarded
 from jaxdistill.train.state import TrainState, abstract_state, apart, state_shardings
@@ -226,7 +228,12 @@ class TrainStep:
             )
             spread = mesh if mesh.size > 1 else None
             how = {"split": self._split_sharded, "total": lambda tree: tree, "mesh": spread}
-            jit = partial(jax.jit, out_shardings=(self._state_shardings, replicated(mesh)), donate_argnums=donated)
+            jit = partial(
+                jax.jit,
+                out_shardings=(self._state_shardings, replicated(mesh)),
+                donate_argnums=donated,
+                compiler_options=compiler_options(mesh),
+            )
             # teachers' parameters lie where `put_params` has put them: what they are, only the teacher knows
             before = (self._state_shardings, None)
             self._compiled = jit(self._traced(program.run, how), in_shardings=(*before, batch_sharding(mesh)))
@@ -262,13 +269,21 @@ class TrainStep:
         return self._many(state, tuple(teacher_params), self.put_batches(batches), np.int32(count))
 
     def lower(self, state: TrainState, teacher_params: Sequence[Params], batch: Batch) -> Any:
-        """The step lowered for these arguments: `.compile()` gives its memory, cost and HLO text without running it."""
+        """The step lowered for these arguments: `.compile()` gives its memory, cost and HLO text without running it.
+
+        Arguments may be shapes (of `abstract_state`, `abstract_params` and `abstract_batch`): then the mesh's devices
+        need not be attached.
+        """
         self._check_state(state)
-        return self._compiled.lower(state, tuple(teacher_params), self.put_batch(batch))
+        abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(batch))
+        return self._compiled.lower(state, tuple(teacher_params), batch if abstract else self.put_batch(batch))
 
     def jaxpr(self, state: Any, teacher_params: Sequence[Any], batch: Any) -> Any:
         """The step's ClosedJaxpr for arguments as it takes them, or their shapes: what `train.flops` counts on."""
-        return jax.make_jaxpr(self._compiled)(state, tuple(teacher_params), batch)
+        arguments = (state, tuple(teacher_params), batch)
+        if self.strategy == "pmap":
+            return jax.make_jaxpr(self._compiled)(*arguments)
+        return self._compiled.trace(*arguments).jaxpr
 
     def put_batch(self, batch: Batch) -> Batch:
         """The batch where the step wants it; one that is already there passes through. See `parallel.put_batch`.
@@ -338,6 +353,11 @@ class TrainStep:
 
         return [abstract(*pair) for pair in zip(self._program.teachers, teacher_params, strict=True)]
 
+    def abstract_batch(self, batch: Batch) -> Batch:
+        """A global batch, of arrays or shapes, as shapes with the shardings that `put_batch` gives it."""
+        sharding = batch_sharding(self.mesh)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), batch)
+
     def abstract_state(self) -> TrainState:
         """The ordinary state as shapes with shardings: what a restore puts every array straight where it goes by."""
         program = self._program
@@ -373,7 +393,7 @@ class TrainStep:
             self.trace_count += 1
             # what models do for several devices, they do over the mesh in context
             context = nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-            with context:
+            with context, tracing_for(self.mesh):
                 return run(state, teacher_params, *batch, **how)
 
         return step
