@@ -12,9 +12,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from jaxdistill.parallel.mesh import AXES
+from jaxdistill.parallel.target import target_count
 from jaxdistill.typing import Array, Float, Int
 
 _BLOCKS = (512, 256, 128)
+_MOST_PARTS = 8
+"""One backward kernel computes scores and their gradients once instead of twice, but leaves the queries' gradient in as
+many parts as there are blocks of keys, to be added up: worth it as long as they are few."""
 
 
 def fits(length: int, heads: int, kv_heads: int) -> bool:
@@ -23,7 +27,7 @@ def fits(length: int, heads: int, kv_heads: int) -> bool:
     How to split it the mesh in context says (`jax.set_mesh`); without one it runs where there is one device only.
     """
     axes = _mesh_axes()
-    if not axes and jax.device_count() > 1:
+    if not axes and target_count() > 1:
         return False
     split = axes.get(AXES[-1], 1)
     return length % _BLOCKS[-1] == 0 and heads % split == 0 and kv_heads % split == 0
@@ -62,10 +66,12 @@ def _attend(query: Array, key: Array, value: Array, segments: Array, *, window: 
     shape = (length, length)
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     block = next(block for block in _BLOCKS if length % block == 0)
-    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    once = length // block <= _MOST_PARTS
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", *(() if once else ("block_q_dq", "block_kv_dq")))
+    blocks: Any = dict.fromkeys(names, block)
     kernel = kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([mask] * heads),
-        block_sizes=kernels.BlockSizes(**dict.fromkeys(names, block)),
+        block_sizes=kernels.BlockSizes(**blocks, use_fused_bwd_kernel=once),
         interpret=interpret,
     )
     scaled = query * jnp.asarray(size**-0.5, query.dtype)

@@ -9,6 +9,7 @@ import pytest
 from tiny_encoders import jit
 
 from jaxdistill.config.schema import ParallelConfig
+from jaxdistill.models import splash as splash_module
 from jaxdistill.models.causal_attention import causal_mask, explicit_attention
 from jaxdistill.models.splash import fits, splash_attention
 from jaxdistill.parallel.mesh import make_mesh
@@ -33,8 +34,9 @@ def value_and_gradients(attend, segments):
     return jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
 
 
-@pytest.mark.parametrize("window", [None, 100])
-def test_equals_plain_attention(window):
+@pytest.mark.parametrize(("window", "parts"), [(None, 8), (100, 8), (None, 0)])
+def test_equals_plain_attention(window, parts, monkeypatch):
+    monkeypatch.setattr(splash_module, "_MOST_PARTS", parts)  # one backward kernel, or two
     query, key, value, segments = inputs()
     mask = causal_mask(S, segments, window=window)
 
