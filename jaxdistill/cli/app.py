@@ -15,6 +15,7 @@ import jaxdistill
 from jaxdistill.cli.arguments import BatchSize, Debug, Json, MaxLength, ModelArgument, Revision, Truncate, examples
 from jaxdistill.cli.caches import cache
 from jaxdistill.cli.failures import BROKEN_PIPE, INTERRUPTED, report_failure, silence_stdout
+from jaxdistill.cli.planning import plan
 from jaxdistill.cli.terminal import open_console, print_json
 from jaxdistill.host_memory import keep_freed_memory
 
@@ -280,6 +281,13 @@ def export(
 
 
 app.command(epilog=examples("jaxdistill cache chain.yaml teacher_cache=disk --stage student"))(cache)
+app.command(
+    epilog=examples(
+        "jaxdistill plan configs/quickstart.yaml --target cpu",
+        "jaxdistill plan configs/llama/article_1b5.yaml --target v5p:2x2x1 --price 4.2 --search \\\n"
+        "      --model-config meta-llama/Llama-2-7b-hf=configs/llama/shapes/llama2_7b.json",
+    )
+)(plan)
 
 
 @app.command(epilog=examples("jaxdistill fetch minilm-l6"))

@@ -62,6 +62,19 @@ class CachingTask(Protocol):
         ...
 
 
+def make_task(loading: Loading) -> Task:
+    """The chain's task, by its name."""
+    match loading.chain.run.data.task:
+        case "classification":
+            return Classification(loading)
+        case "causal_lm":
+            return CausalLM(loading)
+        case "token_classification":
+            return OverPositions(loading, Tagging())
+        case "question_answering":
+            return OverPositions(loading, Answering())
+
+
 class Preparation:
     """Surveys and jobs of one chain; keeps what stages share: models in memory, teacher logits, data."""
 
@@ -69,15 +82,7 @@ class Preparation:
         """`untrained`: stand in for stages that have not been trained with fresh models of their shape."""
         self.chain = chain
         self.loading = Loading(chain, console, untrained=untrained)
-        match chain.run.data.task:
-            case "classification":
-                self.task: Task = Classification(self.loading)
-            case "causal_lm":
-                self.task = CausalLM(self.loading)
-            case "token_classification":
-                self.task = OverPositions(self.loading, Tagging())
-            case "question_answering":
-                self.task = OverPositions(self.loading, Answering())
+        self.task = make_task(self.loading)
 
     @property
     def surveys(self) -> dict[str, Any]:

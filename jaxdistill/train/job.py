@@ -124,9 +124,12 @@ def steps_per_dispatch(job: Job) -> int:
     return dispatch_steps(job.student, job.teachers, tokens=tokens)
 
 
-def step_memory(job: Job) -> StepMemory:
-    """What the stage's step holds on a device, and what of it settings could save; nothing is compiled or placed."""
-    mesh = make_mesh(job.parallel)
+def step_memory(job: Job, mesh: Mesh | None = None) -> StepMemory:
+    """What the stage's step holds on a device, and what of it settings could save; nothing is compiled or placed.
+
+    `mesh`: of the devices; default, the run's own.
+    """
+    mesh = mesh or make_mesh(job.parallel)
     step, _, _ = make_step(job, mesh)
     state = step.abstract_state()
     language = job.student.task == "causal_lm"

@@ -68,6 +68,11 @@ def device_memory_limit() -> int | None:
     return (stats or {}).get("bytes_limit")
 
 
+def out_of_memory_figures(error: BaseException) -> tuple[int | None, int | None]:
+    """Bytes that an error of which `is_out_of_memory` is true says are needed, and are there, where it says so."""
+    return _needed_and_limit(_memory_text(error) or "")
+
+
 def _goal(estimate: int, needed: int | None, limit: int) -> int:
     """What the estimate must come down to.
 
