@@ -1,6 +1,6 @@
 """Where things are in a run directory, for whoever reads one: stages to come, reports, exports, predictions.
 
-RUN/summary.json, config.yaml, report.html
+RUN/summary.json, config.yaml, report.html, inference.json
 RUN/stages/STAGE[.PHASE][/seed-K]/{stage.json, student/, metrics.jsonl, checkpoints/STEP/, tensorboard/}
 """
 
@@ -57,7 +57,9 @@ def handed_on(stage_directory: Path, record: dict[str, Any]) -> Path:
 
 
 def load_summary(run_directory: Path) -> dict[str, Any]:
-    """The content of RUN/summary.json; of a run that has not finished a stage yet, one without stages.
+    """The content of RUN/summary.json, with what was measured of its models (`inference`) in their rows.
+
+    Of a run that has not finished a stage yet, one without stages.
 
     Raises:
       CheckpointError: `run_directory` is not a run directory, or its summary.json is not readable JSON.
@@ -77,7 +79,43 @@ def load_summary(run_directory: Path) -> dict[str, Any]:
     rows = summary.get("stages") if isinstance(summary, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CheckpointError(f"{path}: expected an object with a list of stages; `jaxdistill run` writes it again")
+    measured = read_inference(run_directory)
+    for row in rows:
+        if row.get("key") in measured:
+            row["inference"] = measured[row["key"]]
     return summary
+
+
+def inference_path(run_directory: Path) -> Path:
+    """What `jaxdistill bench --inference` measured of the run's models, by their keys in the summary."""
+    return run_directory / "inference.json"
+
+
+def read_inference(run_directory: Path) -> dict[str, Any]:
+    """Figures by key; empty if nothing has been measured.
+
+    Raises:
+      CheckpointError: the file cannot be read.
+    """
+    path = inference_path(run_directory)
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(figures, dict):
+            raise ValueError("expected an object")
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise CheckpointError(f"{path}: damaged ({error}); delete it and measure again") from error
+    return figures
+
+
+def stage_of(student: Path) -> tuple[Path, str] | None:
+    """The run directory and the key of the stage whose student this directory is; None if it is none's."""
+    student = student.resolve()
+    for run in student.parents:
+        if is_run_directory(run) and student.is_relative_to(run / "stages"):
+            return run, str(student.relative_to(run / "stages").parent)
+    return None
 
 
 def stage_keys(run_directory: Path) -> list[str]:

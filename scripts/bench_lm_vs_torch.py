@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from one_processor import run_pinned
+
+from jaxdistill.bench.processors import run_pinned
 
 VARIANTS = ("jaxdistill", "jaxdistill-dense", "torch", "torch-compiled")
 TEMPERATURE, KD_WEIGHT, LEARNING_RATE, WEIGHT_DECAY = 2.0, 0.7, 2e-4, 0.1

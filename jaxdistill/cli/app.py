@@ -15,6 +15,7 @@ import jaxdistill
 from jaxdistill.cli.arguments import BatchSize, Debug, Json, MaxLength, ModelArgument, Revision, Truncate, examples
 from jaxdistill.cli.caches import cache
 from jaxdistill.cli.failures import BROKEN_PIPE, INTERRUPTED, report_failure, silence_stdout
+from jaxdistill.cli.measuring import bench
 from jaxdistill.cli.planning import plan
 from jaxdistill.cli.terminal import open_console, print_json
 from jaxdistill.host_memory import keep_freed_memory
@@ -327,7 +328,7 @@ def report(
 
     The run may still be in progress.
     """
-    from jaxdistill.report import print_table, write_report
+    from jaxdistill.report import print_inference, print_table, write_report
     from jaxdistill.run_directory import load_summary
 
     path = write_report(run_dir)
@@ -337,7 +338,17 @@ def report(
         return
     console = open_console()
     print_table(summary, console)
+    print_inference(summary, console)
     console.print(f"\nreport: {path}", highlight=False, soft_wrap=True)
+
+
+app.command(
+    epilog=examples(
+        "jaxdistill bench configs/quickstart.yaml --stage student --cpus 0",
+        "jaxdistill bench chain.yaml --compare data.batching=bucketed --compare data.batching=padded",
+        "jaxdistill bench --inference runs/quickstart --output bench.json",
+    )
+)(bench)
 
 
 def _asset_facts(asset: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from jaxdistill.inference import (
 )
 from jaxdistill.report.columns import decimals, perplexity
 from jaxdistill.report.table import byte_size
-from jaxdistill.run_directory import config_path, is_run_directory, resolve_model
+from jaxdistill.run_directory import config_path, resolve_model, stage_of
 from jaxdistill.train.answers import AnswerConfig
 
 if TYPE_CHECKING:
@@ -273,8 +273,10 @@ def _tagged_config(options: Options, chosen: DataConfig) -> DataConfig:
 
 def _run_data(directory: Path) -> DataConfig:
     """The data of the stage whose student this directory is."""
-    for run in directory.resolve().parents:
-        if is_run_directory(run):
-            key = str(directory.resolve().relative_to(run / "stages").parent)
-            return build_chain(load_run(config_path(run))).stage(key).data
-    raise DataError(f"{directory}: not a stage of a run, so its data is not known; give --data FILE or --config CONFIG")
+    found = stage_of(directory)
+    if found is None:
+        raise DataError(
+            f"{directory}: not a stage of a run, so its data is not known; give --data FILE or --config CONFIG"
+        )
+    run, key = found
+    return build_chain(load_run(config_path(run))).stage(key).data

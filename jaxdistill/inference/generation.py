@@ -48,7 +48,7 @@ def continue_tokens(
 
     def append(state: tuple[Array, ...]) -> tuple[Array, ...]:
         ids, lengths, going, count = state
-        logits = _next_logits(model, params, ids, lengths, places)
+        logits = next_logits(model, params, ids, lengths, places)
         if sampled:
             draws = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, count)
             tokens = jax.vmap(jax.random.categorical)(draws, logits / temperature)
@@ -65,8 +65,8 @@ def continue_tokens(
     return ids, lengths
 
 
-def _next_logits(model: Any, params: Params, ids: Array, lengths: Array, places: Array) -> Float[Array, "B V"]:
-    """Logits after each row's last token; what lies behind it is padding."""
+def next_logits(model: Any, params: Params, ids: Array, lengths: Array, places: Array) -> Float[Array, "B V"]:
+    """Logits after each row's last token, float32; `places` is 0 … W − 1, and what lies behind the last is padding."""
     batch = {"input_ids": ids, "attention_mask": (places < lengths[:, None]).astype(jnp.int32)}
     head = model.apply(params, batch, ("head",))["head"]
     last = jnp.maximum(lengths - 1, 0)[:, None, None]

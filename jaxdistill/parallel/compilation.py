@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 
@@ -31,3 +35,32 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     if mesh.devices.flat[0].platform != "tpu":
         return {}
     return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
+@contextmanager
+def empty_compilation_cache() -> Iterator[None]:
+    """Keep compiled programs in a directory of their own, empty at first and gone afterwards, and all of them.
+
+    What this process has compiled before is forgotten; `jax.clear_caches()` inside lets a program be read from the
+    directory afterwards, as in a second process.
+    """
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_enable_compilation_cache",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    with tempfile.TemporaryDirectory(prefix="jaxdistill-") as directory:
+        try:
+            _use_cache(dict(zip(names, (directory, True, 0.0, -1), strict=True)))
+            jax.clear_caches()
+            yield
+        finally:
+            _use_cache(before)
+
+
+def _use_cache(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it opens its directory once

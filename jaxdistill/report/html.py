@@ -13,6 +13,7 @@ from jaxdistill.report.chain import chain_nodes
 from jaxdistill.report.chart import Series, line_chart
 from jaxdistill.report.columns import Column, Estimate, Measures, measures_of
 from jaxdistill.report.diagram import chain_diagram
+from jaxdistill.report.inference import inference_section
 from jaxdistill.report.table import (
     SPLITS,
     Row,
@@ -75,6 +76,7 @@ def _page(summary: Mapping[str, Any], config: str, metrics: Metrics) -> str:
 {_chain(rows, config)}
 <h2>Results</h2>
 {_results(rows)}
+{inference_section(rows)}
 <h2>Learning curves</h2>
 {_curves(rows, metrics)}
 {configuration if config else ""}

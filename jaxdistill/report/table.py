@@ -21,7 +21,7 @@ class Row:
     """One stage of a summary, or one seed of it.
 
     quality: {split: {metric: Estimate}}, retention among the metrics. train: {measure: Estimate}.
-    members: one row per seed of a repeated stage, otherwise empty.
+    members: one row per seed of a repeated stage, otherwise empty. inference: how fast it answers, if it was measured.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Row:
     quality: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     train: Mapping[str, Estimate] = field(default_factory=dict)
     members: tuple[Row, ...] = ()
+    inference: Mapping[str, Any] | None = None
 
     @property
     def source(self) -> str:
@@ -116,6 +117,7 @@ def _row(entries: list[Mapping[str, Any]]) -> Row:
         quality={split: _quality(entries, split) for split in SPLITS},
         train=_estimates([entry.get("train") or {} for entry in entries]),
         members=tuple(_member(entry) for entry in entries) if repeated else (),
+        inference=next((entry["inference"] for entry in entries if entry.get("inference")), None),
     )
 
 
@@ -152,7 +154,7 @@ def _stage_label(row: Row) -> str:
 
 
 def _models_table(rows: Sequence[Row], measures: Measures) -> Any:
-    table = _table("Models", left=("stage", "learns from", "architecture"))
+    table = text_table("Models", left=("stage", "learns from", "architecture"))
     for title in ("params", "bytes", *(column.title for column in measures.training)):
         table.add_column(title, justify="right", min_width=len(title))
     for row in rows:
@@ -167,7 +169,7 @@ def _models_table(rows: Sequence[Row], measures: Measures) -> Any:
 
 def _quality_table(rows: Sequence[Row], split: str, measures: Measures) -> Any:
     title = "Validation (chose the checkpoints)" if split == "validation" else "Test (only reported)"
-    table = _table(title, left=("stage",))
+    table = text_table(title, left=("stage",))
     for title in ("params", *(column.title for column in measures.evaluated)):
         table.add_column(title, justify="right", min_width=len(title))
     for row in rows:
@@ -176,7 +178,8 @@ def _quality_table(rows: Sequence[Row], split: str, measures: Measures) -> Any:
     return table
 
 
-def _table(title: str, *, left: tuple[str, ...]) -> Any:
+def text_table(title: str, *, left: tuple[str, ...]) -> Any:
+    """An empty table whose `left` columns are text; numbers go to the right of them."""
     from rich import box
     from rich.table import Table
 

@@ -16,6 +16,7 @@ from jaxdistill.stages.chain_table import print_chain
 from jaxdistill.stages.loading import Survey
 from jaxdistill.stages.prepare import Preparation
 from jaxdistill.train.job import make_step
+from jaxdistill.train.memory import planned_bytes
 from jaxdistill.train.state import init_state
 
 
@@ -68,7 +69,6 @@ def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
     begin = time.perf_counter()
     compiled = step.lower(state, teacher_params, batch).compile()
     seconds = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
     _, metrics = step(state, teacher_params, batch)
     total, count = jax.device_get(metrics["loss"])
     return {
@@ -77,13 +77,5 @@ def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
         "batch": [job.config.train.batch_size, int(batch["input_ids"].shape[-1])],
         "compile_seconds": seconds,
         "loss": float(total / count) if count else float("nan"),
-        "bytes": {
-            "arguments": memory.argument_size_in_bytes,
-            "outputs": memory.output_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "peak": memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes,
-        },
+        "bytes": planned_bytes(compiled),
     }

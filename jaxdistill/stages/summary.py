@@ -12,6 +12,7 @@ import jax
 import jaxdistill
 from jaxdistill.atomic import atomic_write_json
 from jaxdistill.report.columns import measures_of
+from jaxdistill.run_directory import read_inference
 
 
 @dataclass
@@ -29,13 +30,13 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `summary.json`."""
-        device = jax.devices()[0]
+        device, found = jax.devices()[0], read_inference(self.directory)
         return {
             "name": self.name,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "jaxdistill": jaxdistill.__version__,
             "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-            "stages": self.rows,
+            "stages": [row | ({"inference": found[row["key"]]} if row["key"] in found else {}) for row in self.rows],
         }
 
     def write(self) -> Path:

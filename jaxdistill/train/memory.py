@@ -150,6 +150,21 @@ def device_bytes(tree: Any) -> int:
     return sum(_bytes(_shard_shape(leaf), leaf) for leaf in jax.tree.leaves(tree))
 
 
+def planned_bytes(compiled: Any) -> dict[str, int]:
+    """Bytes a device of a compiled program, as the compiler plans them.
+
+    Returns:
+      {"arguments", "outputs", "temporaries", "peak"}; an output that takes an argument's place counts once in the peak.
+    """
+    memory = compiled.memory_analysis()
+    planned = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+    }
+    return planned | {"peak": sum(planned.values()) - memory.alias_size_in_bytes}
+
+
 @dataclass(frozen=True)
 class Option:
     """A setting, as it is written; what it saves by itself; and how it changes any step (None: not at all)."""

@@ -1,0 +1,1 @@
+"""Speed and memory, measured here: training steps of a configuration, and forward passes of models."""

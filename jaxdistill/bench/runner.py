@@ -1,0 +1,197 @@
+"""A stage's compiled step on the stage's own batches, a turn of several steps at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill.bench.processors import Stopwatch
+from jaxdistill.config.loss_schema import CrossEntropyTerm
+from jaxdistill.distill.objective import make_objective
+from jaxdistill.parallel import batch_sharding, make_mesh, place
+from jaxdistill.train.flops import jaxpr_matmul_flops
+from jaxdistill.train.job import Job, make_step
+from jaxdistill.train.state import init_state
+from jaxdistill.typing import Batch, Params, Signals
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a turn took and did. tokens: real ones; places: padding included. shapes: of its batches, how many each."""
+
+    wall: float
+    cpu: float
+    steps: int
+    examples: int
+    tokens: int
+    places: int
+    shapes: Counter[Shapes]
+    compiled: bool
+
+
+class Batches:
+    """A stage's training batches, from its own pipeline and in its own order; begun again when they would run out."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._left = 0
+        self._iterator: Any = None
+
+    def ready(self, steps: int) -> Any:
+        """An iterator with at least so many batches left, which the job has."""
+        if self._left < steps:
+            self.close()
+            settings = self._job.config.train
+            self._left = self._job.total_steps
+            self._iterator = self._job.feed.iterator(
+                batch_size=settings.batch_size, seed=self._job.seed, steps=self._left
+            )
+        self._left -= steps
+        return self._iterator
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+
+
+class Runner(ABC):
+    """Something that is done with every batch of a stage, and how long turns of it take."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.batches = Batches(job)
+        self.seen: dict[Shapes, Batch] = {}
+
+    @abstractmethod
+    def advance(self, batch: Batch) -> Any:
+        """Send a batch to the device; what is returned may not be there yet."""
+
+    @property
+    @abstractmethod
+    def traces(self) -> int:
+        """How often the program has been traced."""
+
+    def turn(self, steps: int) -> Turn:
+        """So many batches, the reading of them included, until the device has done the last one."""
+        batches = self.batches.ready(steps)
+        examples = tokens = places = 0
+        shapes: Counter[Shapes] = Counter()
+        traces, last = self.traces, None
+        watch = Stopwatch()
+        for _ in range(steps):
+            batch = next(batches)
+            more, real = self.job.feed.sizes(batch)
+            examples, tokens, places = examples + more, tokens + real, places + batch["input_ids"].size
+            shapes[_shapes(batch)] += 1
+            self.seen.setdefault(_shapes(batch), batch)
+            last = self.advance(batch)
+        jax.block_until_ready(last)
+        wall, cpu = watch.read()
+        return Turn(wall, cpu, steps, examples, tokens, places, shapes, self.traces != traces)
+
+    def settled_turn(self, steps: int) -> Turn:
+        """A turn in which nothing was compiled: another one follows until that is so."""
+        while (turn := self.turn(steps)).compiled:
+            pass
+        return turn
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        self.batches.close()
+
+
+class StepRunner(Runner):
+    """The step that `jaxdistill run` trains a stage with, and its state."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        mesh = make_mesh(job.parallel)
+        self.step, optimizer, _ = make_step(job, mesh)
+        state = init_state(job.initial_params(), optimizer, jax.random.key(job.seed), mesh, model=job.student)
+        self.state = self.step.put_state(state)
+        self.teacher_params = self.step.put_params(job.teacher_params)
+
+    def advance(self, batch: Batch) -> Any:
+        """One step."""
+        self.state, metrics = self.step(self.state, self.teacher_params, self.step.put_batch(batch))
+        return metrics
+
+    @property
+    def traces(self) -> int:
+        """The step's."""
+        return self.step.trace_count
+
+    def compile_longest(self) -> Any:
+        """The step compiled for the batch that needs most memory; nothing runs."""
+        longest = self.job.feed.longest(self.job.config.train.batch_size)
+        return self.step.lower(self.state, self.teacher_params, longest).compile()
+
+    def flops(self, batches: Mapping[Shapes, Batch]) -> dict[Shapes, int]:
+        """Matrix products of a step on a batch of each shape, by its jaxpr; what is computed again is left out."""
+        step = self.step
+        if self.job.student.remat != "none":
+            student = dataclasses.replace(self.job.student, remat="none")
+            step, _, _ = make_step(dataclasses.replace(self.job, student=student), self.step.mesh)
+        return {
+            shapes: jaxpr_matmul_flops(step.jaxpr(self.state, self.teacher_params, step.put_batch(batch)))
+            for shapes, batch in batches.items()
+        }
+
+
+class TeacherRunner(Runner):
+    """The teachers' part of a step by itself: every signal that the loss reads of them, and nothing else."""
+
+    def __init__(self, taught: StepRunner) -> None:
+        super().__init__(taught.job)
+        self._mesh = taught.step.mesh
+        self._params = taught.step.get_params(taught.teacher_params)
+        self._traces = 0
+        self._forward = jax.jit(self._signals)
+
+    def advance(self, batch: Batch) -> Any:
+        """The teachers' forward passes."""
+        return self._forward(self._params, place(batch, batch_sharding(self._mesh)))
+
+    @property
+    def traces(self) -> int:
+        """The forward passes', all together."""
+        return self._traces
+
+    def _signals(self, teacher_params: tuple[Params, ...], batch: Batch) -> list[Signals]:
+        self._traces += 1
+        objective = self.job.objective
+        with nullcontext() if self._mesh.size == 1 else jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+            return [
+                _without_weights(teacher.signals(params, batch, objective.outputs_of(index)))
+                for index, (teacher, params) in enumerate(zip(self.job.teachers, teacher_params, strict=True))
+            ]
+
+
+def plain_job(job: Job) -> Job:
+    """Training of the same student on the same batches without a teacher: cross-entropy alone."""
+    objective = make_objective(
+        (CrossEntropyTerm("cross_entropy"),),
+        fused="on" if job.objective.fused is not None else "off",
+        vocab_size=job.objective.vocab_size,
+    )
+    return dataclasses.replace(job, teachers=(), teacher_params=(), objective=objective)
+
+
+def _without_weights(signals: Signals) -> Signals:
+    """The signals, of the output layer only what it is applied to: its weights would be copied."""
+    return {name: signal["input"] if name == "head" else signal for name, signal in signals.items()}
+
+
+def _shapes(batch: Batch) -> Shapes:
+    return tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
