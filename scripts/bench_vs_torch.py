@@ -175,7 +175,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _shape(name: str) -> dict[str, int]:
+def _shape(name: str) -> dict[str, Any]:
     """A shape by Hugging Face's names."""
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     return dict(zip(names, SHAPES[name], strict=True))
@@ -224,8 +224,8 @@ def _torch_models(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, BertConfig
 
     def fresh(shape: str, dropout: float) -> Any:
-        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        config = BertConfig(vocab_size=30522, **_shape(shape), **rates)
+        rates: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        config = BertConfig(vocab_size=30522, **rates, **_shape(shape))
         return AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
 
     if arguments.teacher_shape is None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxdistill.bench.processors import Stopwatch
 from jaxdistill.config.loss_schema import CrossEntropyTerm
+from jaxdistill.data.stacking import shapes, stack
 from jaxdistill.distill.objective import make_objective
 from jaxdistill.parallel import batch_sharding, make_mesh, place
+from jaxdistill.train.dispatch import Groups
 from jaxdistill.train.flops import jaxpr_matmul_flops
-from jaxdistill.train.job import Job, make_step
+from jaxdistill.train.job import Job, make_step, steps_per_dispatch
 from jaxdistill.train.state import init_state
 from jaxdistill.typing import Batch, Params, Signals
 
@@ -45,28 +46,32 @@ class Batches:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._left = 0
-        self._iterator: Any = None
+        self._groups: Groups | None = None
 
-    def ready(self, steps: int) -> Any:
-        """An iterator with at least so many batches left, which the job has."""
-        if self._left < steps:
+    def ready(self, steps: int, *, most: int) -> Groups:
+        """Groups of at most `most` batches, at least `steps` batches in all, which the job has."""
+        if self._groups is None or self._left < steps:
             self.close()
-            settings = self._job.config.train
+            size = self._job.config.train.batch_size
             self._left = self._job.total_steps
-            self._iterator = self._job.feed.iterator(
-                batch_size=settings.batch_size, seed=self._job.seed, steps=self._left
-            )
+            feed = self._job.feed.iterator(batch_size=size, seed=self._job.seed, steps=self._left)
+            self._groups = Groups(feed, most=most)
         self._left -= steps
-        return self._iterator
+        return self._groups
 
     def close(self) -> None:
         """End what reads ahead."""
-        if self._iterator is not None:
-            self._iterator.close()
+        if self._groups is not None:
+            self._groups.close()
 
 
 class Runner(ABC):
-    """Something that is done with every batch of a stage, and how long turns of it take."""
+    """Something that is done with every batch of a stage, and how long turns of it take.
+
+    per_dispatch: batches of one shape that go to the device together, at most.
+    """
+
+    per_dispatch = 1
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -74,8 +79,8 @@ class Runner(ABC):
         self.seen: dict[Shapes, Batch] = {}
 
     @abstractmethod
-    def advance(self, batch: Batch) -> Any:
-        """Send a batch to the device; what is returned may not be there yet."""
+    def advance(self, batches: Sequence[Batch]) -> Any:
+        """Send batches of one shape to the device; what is returned may not be there yet."""
 
     @property
     @abstractmethod
@@ -84,21 +89,24 @@ class Runner(ABC):
 
     def turn(self, steps: int) -> Turn:
         """So many batches, the reading of them included, until the device has done the last one."""
-        batches = self.batches.ready(steps)
-        examples = tokens = places = 0
-        shapes: Counter[Shapes] = Counter()
+        groups = self.batches.ready(steps, most=self.per_dispatch)
+        examples = tokens = places = done = 0
+        counted: Counter[Shapes] = Counter()
         traces, last = self.traces, None
         watch = Stopwatch()
-        for _ in range(steps):
-            batch = next(batches)
-            more, real = self.job.feed.sizes(batch)
-            examples, tokens, places = examples + more, tokens + real, places + batch["input_ids"].size
-            shapes[_shapes(batch)] += 1
-            self.seen.setdefault(_shapes(batch), batch)
-            last = self.advance(batch)
+        while done < steps:
+            group = groups.take(steps - done)
+            for batch in group:
+                more, real = self.job.feed.sizes(batch)
+                examples, tokens, places = examples + more, tokens + real, places + batch["input_ids"].size
+            key = tuple(shapes(group[0]))
+            counted[key] += len(group)
+            self.seen.setdefault(key, group[0])
+            last = self.advance(group)
+            done += len(group)
         jax.block_until_ready(last)
         wall, cpu = watch.read()
-        return Turn(wall, cpu, steps, examples, tokens, places, shapes, self.traces != traces)
+        return Turn(wall, cpu, steps, examples, tokens, places, counted, self.traces != traces)
 
     def settled_turn(self, steps: int) -> Turn:
         """A turn in which nothing was compiled: another one follows until that is so."""
@@ -121,10 +129,15 @@ class StepRunner(Runner):
         state = init_state(job.initial_params(), optimizer, jax.random.key(job.seed), mesh, model=job.student)
         self.state = self.step.put_state(state)
         self.teacher_params = self.step.put_params(job.teacher_params)
+        self.per_dispatch = steps_per_dispatch(job)
 
-    def advance(self, batch: Batch) -> Any:
-        """One step."""
-        self.state, metrics = self.step(self.state, self.teacher_params, self.step.put_batch(batch))
+    def advance(self, batches: Sequence[Batch]) -> Any:
+        """A step for each of them."""
+        if self.per_dispatch == 1:
+            self.state, metrics = self.step(self.state, self.teacher_params, batches[0])
+        else:
+            stacked = stack(batches, self.per_dispatch)
+            self.state, metrics = self.step.many(self.state, self.teacher_params, stacked, len(batches))
         return metrics
 
     @property
@@ -133,9 +146,12 @@ class StepRunner(Runner):
         return self.step.trace_count
 
     def compile_longest(self) -> Any:
-        """The step compiled for the batch that needs most memory; nothing runs."""
+        """The program of a dispatch, compiled for the batch that needs most memory; nothing runs."""
         longest = self.job.feed.longest(self.job.config.train.batch_size)
-        return self.step.lower(self.state, self.teacher_params, longest).compile()
+        if self.per_dispatch == 1:
+            return self.step.lower(self.state, self.teacher_params, longest).compile()
+        stacked = stack([longest], self.per_dispatch)
+        return self.step.lower_many(self.state, self.teacher_params, stacked, 1).compile()
 
     def flops(self, batches: Mapping[Shapes, Batch]) -> dict[Shapes, int]:
         """Matrix products of a step on a batch of each shape, by its jaxpr; what is computed again is left out."""
@@ -144,8 +160,8 @@ class StepRunner(Runner):
             student = dataclasses.replace(self.job.student, remat="none")
             step, _, _ = make_step(dataclasses.replace(self.job, student=student), self.step.mesh)
         return {
-            shapes: jaxpr_matmul_flops(step.jaxpr(self.state, self.teacher_params, step.put_batch(batch)))
-            for shapes, batch in batches.items()
+            key: jaxpr_matmul_flops(step.jaxpr(self.state, self.teacher_params, step.put_batch(batch)))
+            for key, batch in batches.items()
         }
 
 
@@ -159,8 +175,9 @@ class TeacherRunner(Runner):
         self._traces = 0
         self._forward = jax.jit(self._signals)
 
-    def advance(self, batch: Batch) -> Any:
+    def advance(self, batches: Sequence[Batch]) -> Any:
         """The teachers' forward passes."""
+        (batch,) = batches
         return self._forward(self._params, place(batch, batch_sharding(self._mesh)))
 
     @property
@@ -191,7 +208,3 @@ def plain_job(job: Job) -> Job:
 def _without_weights(signals: Signals) -> Signals:
     """The signals, of the output layer only what it is applied to: its weights would be copied."""
     return {name: signal["input"] if name == "head" else signal for name, signal in signals.items()}
-
-
-def _shapes(batch: Batch) -> Shapes:
-    return tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))

@@ -192,6 +192,7 @@ def _figures(case: _Case, baseline: _Case, peak: float) -> dict[str, Any]:
         "parameters": case.parameters,
         "teachers": len(case.job.teachers),
         "batch_size": case.job.config.train.batch_size,
+        "steps_per_dispatch": case.step.per_dispatch,
         "programs": len(case.step.seen),
         **{name: spread(values) for name, values in rates.items()},
         "tokens": tokens,
@@ -237,7 +238,7 @@ def _flops_of_parts(case: _Case, flops: Mapping[Shapes, int]) -> dict[str, float
     return {"step": whole, "student": student, "teachers": whole - student}
 
 
-def _parts(case: _Case) -> dict[str, dict[str, Spread]] | None:
+def _parts(case: _Case) -> dict[str, Spread] | None:
     """The teachers' share of the step, and the step beside plain training; None where they were not measured."""
     if TEACHER not in case.turns:
         return None

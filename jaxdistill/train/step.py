@@ -278,6 +278,11 @@ class TrainStep:
         abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(batch))
         return self._compiled.lower(state, tuple(teacher_params), batch if abstract else self.put_batch(batch))
 
+    def lower_many(self, state: TrainState, teacher_params: Sequence[Params], batches: Batch, count: int) -> Any:
+        """As `lower`, of `many`."""
+        self._check_state(state)
+        return self._many.lower(state, tuple(teacher_params), self.put_batches(batches), np.int32(count))
+
     def jaxpr(self, state: Any, teacher_params: Sequence[Any], batch: Any) -> Any:
         """The step's ClosedJaxpr for arguments as it takes them, or their shapes: what `train.flops` counts on."""
         arguments = (state, tuple(teacher_params), batch)
