@@ -126,7 +126,8 @@ class StepRunner(Runner):
         super().__init__(job)
         mesh = make_mesh(job.parallel)
         self.step, optimizer, _ = make_step(job, mesh)
-        state = init_state(job.initial_params(), optimizer, jax.random.key(job.seed), mesh, model=job.student)
+        key, projections = jax.random.key(job.seed), job.objective.projections
+        state = init_state(job.initial_params(), optimizer, key, mesh, model=job.student, projections=projections)
         self.state = self.step.put_state(state)
         self.teacher_params = self.step.put_params(job.teacher_params)
         self.per_dispatch = steps_per_dispatch(job)
