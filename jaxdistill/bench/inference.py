@@ -18,6 +18,7 @@ from jaxdistill.bench.spread import ratio, spread
 from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.distill.teacher_cache import forward_logits
 from jaxdistill.errors import UserError
+from jaxdistill.inference.encoder import task_of
 from jaxdistill.inference.generation import next_logits
 from jaxdistill.stages.chain_table import shape_of
 from jaxdistill.typing import Params
@@ -49,7 +50,7 @@ def bench_inference(
     repeats: int = 5,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Time models' forward passes on texts without padding: a classifier's logits, a decoder's for the next token.
+    """Time models' forward passes on texts without padding: an encoder's logits, a decoder's for the next token.
 
     A call takes token ids from the host and ends when the result is there; compilation is left out.
 
@@ -66,15 +67,13 @@ def bench_inference(
       "parameters", "bytes", "cells": [one for each shape]}]}.
 
     Raises:
-      UserError: classifiers beside language models, or a length that a model has no positions for.
+      UserError: models of different tasks, or a length that a model has no positions for.
     """
     console = console or Console()
     candidates = [_load(each) for each in named]
     task = candidates[0].model.task
     if odd := [each.named.name for each in candidates if each.model.task != task]:
-        raise UserError(
-            f"{', '.join(odd)}: not of the kind of {named[0].name} ({task}); time classifiers and language models apart"
-        )
+        raise UserError(f"{', '.join(odd)}: not of the kind of {named[0].name} ({task}); time each kind by itself")
     shapes = [(batch, length) for batch in batch_sizes for length in _lengths(candidates, lengths)]
     for batch, length in shapes:
         console.print(f"batch {batch} × {length} tokens", highlight=False)
@@ -93,9 +92,7 @@ def bench_inference(
 
 
 def _load(named: NamedModel) -> _Candidate:
-    config = models.config_from_hf(named.directory)
-    task = "causal_lm" if isinstance(config, models.LlamaConfig) else "classification"
-    model, params = models.from_pretrained(named.directory, task=task)
+    model, params = models.from_pretrained(named.directory, task=task_of(named.directory))
     return _Candidate(named, model, OnlineTeacher(model).prepare(params), models.parameter_count(params))
 
 

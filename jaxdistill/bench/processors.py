@@ -41,14 +41,18 @@ def pin(processors: Sequence[int]) -> None:
 
 def run_pinned(script: str, arguments: Sequence[str], *, cpu: int) -> dict[str, Any]:
     """Run a Python script on the CPU `cpu` alone, with one thread, and return the JSON in the last line it prints."""
-    done = subprocess.run(
-        [sys.executable, script, *arguments],
-        env={**os.environ, **_environment(1), "TOKENIZERS_PARALLELISM": "false", "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
-    )
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})  # a process begins where the thread that starts it is
+    try:
+        done = subprocess.run(
+            [sys.executable, script, *arguments],
+            env={**os.environ, **_environment(1), "TOKENIZERS_PARALLELISM": "false", "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+    finally:
+        os.sched_setaffinity(0, allowed)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

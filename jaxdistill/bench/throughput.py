@@ -152,7 +152,7 @@ def _bench_stage(
 
 def _sorted_together(stage: ChainStage) -> int:
     """Batches that are a fair sample of the data, where they are sorted by length together."""
-    sorts = stage.data.task != "causal_lm" and stage.data.batching == "bucketed"
+    sorts = not stage.data.task.endswith("_lm") and stage.data.batching == "bucketed"
     return stage.data.shuffle_window if sorts else _STEPS
 
 
