@@ -14,6 +14,7 @@ from jaxdistill.config.ladder import expand_ladders
 from jaxdistill.config.loss_schema import TermConfig
 from jaxdistill.config.recipes import stage_phases
 from jaxdistill.config.schema import Run, StageConfig
+from jaxdistill.config.sweeps import Variant, variants
 from jaxdistill.config.teachers import ResolvedTeacher, StageTeachers, resolve_teachers, run_order
 from jaxdistill.errors import ConfigError
 
@@ -25,7 +26,7 @@ class ChainStage:
     key: `student`, or `student/seed-1`; unique in the chain. data: the run's, with the stage's own keys written over.
     terms: preset or default expanded. teachers and warm_start_teacher name other stages by key. Of several phases the
     last has the stage's name, those before it have names such as `student.hint`; begins: the key of the phase whose
-    student this one goes on with.
+    student this one goes on with. variants: the students of a sweep, which are trained together.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ChainStage:
     repeats: bool
     phase: str | None = None
     begins: str | None = None
+    variants: tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _expand(
                 terms=phase.terms,
                 phase=phase.name,
                 begins=before + suffix if before else None,
+                variants=variants(stage, phase.terms, seed=run.seed) if stage.sweep else (),
                 **common,
             )
             for seed, suffix in runs

@@ -47,7 +47,7 @@ def describe(chain: Chain) -> list[dict[str, str]]:
         {
             "key": stage.key,
             "teachers": _teachers(stage.teachers),
-            "student": _student(stage),
+            "student": _student(stage) + (f" × {len(stage.variants)}" if stage.variants else ""),
             "loss": (f"{stage.phase}: " if stage.phase else "") + loss_formula(stage.terms),
             "length": _length(stage.config.train),
             "batch": str(stage.config.train.batch_size),

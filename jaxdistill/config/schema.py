@@ -12,7 +12,7 @@ from pydantic import Field
 from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.config.loss_schema import LossConfig
 from jaxdistill.config.model_schema import LadderConfig, StudentConfig, TeacherConfig
-from jaxdistill.config.numbers import STRICT, Fraction, Integer, NonNegativeFloat, Positive, PositiveFloat, Seed
+from jaxdistill.config.numbers import STRICT, Fraction, Integer, NonNegativeFloat, Number, Positive, PositiveFloat, Seed
 
 PREVIOUS = "previous"
 """What `teacher:` means when it is left out: the stage written just before."""
@@ -122,6 +122,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """Train every combination of these numbers in one compiled step, which runs the teacher once for all of them.
+
+    temperature: of the distillation terms. kd_weight: of the one distillation term; cross-entropy has 1 − kd_weight.
+    learning_rate: the schedule's largest. seed: draws the parameters and the dropout; every student sees the stage's
+    batches in the stage's order. Validation chooses the student that is handed on.
+    """
+
+    __pydantic_config__ = STRICT
+    temperature: tuple[PositiveFloat, ...] = ()
+    kd_weight: tuple[Annotated[Number, Field(ge=0, le=1)], ...] = ()
+    learning_rate: tuple[PositiveFloat, ...] = ()
+    seed: tuple[Seed, ...] = ()
+
+
+@dataclass(frozen=True)
 class RepeatConfig:
     """Train the stage once per seed; mean ± standard deviation are reported and the first seed is handed on."""
 
@@ -154,6 +170,7 @@ class StageConfig:
 
     ladder: instead of one student, several of falling size between the teacher's and the one given (`config.ladder`);
     `student` then holds at most the architecture and a warm start, and may be left out.
+    sweep: instead of one student, several of the same shape that are trained together (`SweepConfig`).
     fused: for causal_lm, whether loss and gradients are formed from hidden states in chunks of tokens, so that nothing
     of the size tokens × vocabulary exists (`on`), from whole logits (`off`), or whichever is expected to be faster
     (`auto`: fused from 256 tokens a micro-batch and device on).
@@ -169,6 +186,7 @@ class StageConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     repeat: RepeatConfig | None = None
+    sweep: SweepConfig | None = None
     teacher_cache: TeacherCache | None = None
     fused: Literal["auto", "on", "off"] = "auto"
     ladder: LadderConfig | None = None

@@ -72,19 +72,20 @@ class Objective:
     @property
     def coupled(self) -> bool:
         """Whether a term compares the examples of a batch with one another, so that no part of it gives its share."""
-        return any(term.coupled for term in self._every_term)
+        return any(term.coupled for term in self.every_term)
 
     @property
     def _fused(self) -> tuple[FusedTerms, ...]:
         return () if self.fused is None else (self.fused,)
 
     @property
-    def _every_term(self) -> tuple[Term, ...]:
+    def every_term(self) -> tuple[Term, ...]:
+        """All terms, fused or not."""
         return (*self.terms, *(term for part in self._fused for term in part.terms))
 
     def counts(self, batch: Batch) -> dict[str, Scalar]:
         """Positions counted by each term, and `examples`, what metrics are averaged over: int32 []; they add up."""
-        counts = {term.name: _count(term.where(batch)) for term in self._every_term}
+        counts = {term.name: _count(term.where(batch)) for term in self.every_term}
         return counts | {_EXAMPLES: _count(learned(batch))}
 
     def __call__(
@@ -131,7 +132,7 @@ class Objective:
             value, totals = value + together, totals | sums
         metrics: Metrics = {}
         loss: dict[str, Scalar] = {}
-        for term in now._every_term:
+        for term in now.every_term:
             share = self._share(term, totals, counts)
             loss[term.group] = loss[term.group] + share if term.group in loss else share
             metrics[term.name] = (totals[term.name], _float_count(term.where(batch)))

@@ -31,7 +31,7 @@ from jaxdistill.stages.stored_text import (
     text_directory,
     text_files,
 )
-from jaxdistill.stages.teacher_files import TeacherFiles, check_cache, open_cache
+from jaxdistill.stages.teacher_files import TeacherFiles, check_cache, opened_cache
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.evaluate_text import evaluate_text
 from jaxdistill.train.job import Feed, Job
@@ -333,7 +333,7 @@ class CausalLM:
         form, rows = self._form(survey), None
         if not self.loading.untrained:
             (files,) = self.files(survey)
-            rows = open_cache(files, self.loading.console)
+            rows = opened_cache(files, self.loading)
             # it may hold more temperatures than are asked for
             form = dataclasses.replace(form, temperatures=tuple(rows.manifest.content["temperatures"]))
         feed = StoredTextFeed(rows, train, form, share, repeat=stage.data.repeat)

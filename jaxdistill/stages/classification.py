@@ -19,7 +19,7 @@ from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed
 from jaxdistill.stages.inputs import SPLITS, LabelledRows
 from jaxdistill.stages.loading import LoadedTeacher, Loading, depths, widths
 from jaxdistill.stages.stored_logits import logits_content, logits_files, stored_logits
-from jaxdistill.stages.teacher_files import TeacherFiles, cache_directory, check_cache, open_cache
+from jaxdistill.stages.teacher_files import TeacherFiles, cache_directory, check_cache, opened_cache
 from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.evaluate import evaluate_logits
 from jaxdistill.train.job import Job
@@ -188,7 +188,7 @@ class Classification:
                 continue
             if stage.teacher_cache == "disk" and not self.loading.untrained:
                 files = self.files(survey)[place]
-                cached = stored_logits(open_cache(files, self.loading.console), len(train))
+                cached = stored_logits(opened_cache(files, self.loading), len(train))
             else:
                 cached = self.logits(teacher, train, index=index, batch_size=stage.config.evaluate.batch_size)
             teachers.append(CachedTeacher())

@@ -24,6 +24,7 @@ from jaxdistill.stages.inputs import given_reference
 from jaxdistill.stages.loading import LoadedTeacher, Survey
 from jaxdistill.stages.prepare import Preparation
 from jaxdistill.stages.summary import Summary
+from jaxdistill.stages.sweep import run_sweep, summary_rows
 from jaxdistill.train.loop import train_stage
 
 
@@ -66,6 +67,8 @@ def execute(run: Run, *, console: Console | None = None) -> Summary:
                 release_freed_memory()
             else:
                 console.print(f"{stage.key}: finished already")
+            for swept in record.get("sweep", ()):
+                summary.add(swept)
             summary.add(record["row"])
             if finished and stage is not chain.stages[-1]:
                 continue  # written now, the file would lose the rows after this one
@@ -92,8 +95,8 @@ def _write(summary: Summary) -> None:
 def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> dict[str, Any]:
     """Train one stage, evaluate what it hands on, export it, and record it as finished."""
     stage = survey.stage
-    job = preparation.task.job(survey)
-    trained = train_stage(job, console)
+    swept = run_sweep(preparation.task, survey, console) if stage.variants else None
+    trained = train_stage(preparation.task.job(survey), console) if swept is None else swept.best
     loaded = LoadedTeacher(stage.key, survey.student, trained.params, trained.identity)
     row = {
         "name": stage.name,
@@ -108,6 +111,9 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
         "train": trained.measured,
     }
     record = {"checkpoint": trained.step, "identity": trained.identity, "row": row}
+    if swept is not None:
+        row["chosen"] = swept.chosen
+        record["sweep"] = summary_rows(swept, row)
 
     def leave() -> None:
         directory = stage.directory / "student"

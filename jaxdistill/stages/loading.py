@@ -16,6 +16,7 @@ from jaxdistill import data, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.distill.layer_maps import describe_layers
+from jaxdistill.distill.shard_files import StoredRows
 from jaxdistill.distill.term_checks import check_terms
 from jaxdistill.distill.warm_start import check_warm_start, warm_start
 from jaxdistill.errors import ConfigError, ModelError
@@ -61,7 +62,7 @@ def widths(student: models.Model, teachers: Sequence[Any]) -> tuple[int, ...]:
 
 
 class Loading:
-    """Resolves and loads the models of one chain; `surveys` fills up as stages are surveyed."""
+    """Resolves and loads the models of one chain; `surveys` fills up as stages are surveyed, `caches` as they open."""
 
     def __init__(self, chain: Chain, console: Console, *, untrained: bool) -> None:
         """`untrained`: stand in for stages that have not been trained with fresh models of their shape."""
@@ -70,6 +71,7 @@ class Loading:
         self.untrained = untrained
         self.inputs = Inputs(chain)
         self.surveys: dict[str, Any] = {}
+        self.caches: dict[Path, StoredRows] = {}
         self._teachers: dict[tuple[ResolvedTeacher, Any], LoadedTeacher] = {}
 
     @property

@@ -30,6 +30,7 @@ from jaxdistill.distill.shard_files import (
 )
 from jaxdistill.parallel.hosts import on_every_host, on_lead_host
 from jaxdistill.stages.directory import locked
+from jaxdistill.stages.loading import Loading
 
 _NAMES = {
     "teacher": "the teacher's weights",
@@ -111,6 +112,13 @@ def open_cache(files: TeacherFiles, console: Console, *, rebuild: bool = False) 
     own = {"index": jax.process_index(), "count": jax.process_count()}
     on_every_host(lambda: verify(files.directory, manifest, **own))
     return StoredRows(files.directory, manifest)
+
+
+def opened_cache(files: TeacherFiles, loading: Loading) -> StoredRows:
+    """`open_cache`, once for all stages, seeds and students that learn from the same."""
+    if files.directory not in loading.caches:
+        loading.caches[files.directory] = open_cache(files, loading.console)
+    return loading.caches[files.directory]
 
 
 def _is_complete(files: TeacherFiles) -> bool:

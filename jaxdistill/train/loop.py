@@ -13,24 +13,21 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxdistill import parallel
 from jaxdistill.data.stacking import stack
 from jaxdistill.errors import DivergedError, Interrupted
 from jaxdistill.host_memory import release_freed_memory
-from jaxdistill.parallel import host_memory
+from jaxdistill.parallel import host_memory, make_mesh
 from jaxdistill.parallel.distributed import is_lead_host
 from jaxdistill.parallel.hosts import exchange
-from jaxdistill.train.checkpoint import Checkpoints, load_params
+from jaxdistill.train.checkpoint import load_params
 from jaxdistill.train.dispatch import Groups
-from jaxdistill.train.job import Job, make_step, step_memory, steps_per_dispatch
+from jaxdistill.train.job import Job, step_memory, steps_per_dispatch
+from jaxdistill.train.learner import Learner, OneStudent
 from jaxdistill.train.metrics import MetricsWriter, fetch
 from jaxdistill.train.out_of_memory import device_memory_limit, is_out_of_memory, out_of_memory_error
 from jaxdistill.train.progress import StageProgress
-from jaxdistill.train.state import init_state
 from jaxdistill.tree import tree_digest
 from jaxdistill.typing import Params
-
-SMALLER_IS_BETTER = ("loss", "kl", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,6 @@ class _Tally:
     tokens: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
-    best_step: int | None = None
-    best_value: float | None = None
 
     def rates(self) -> tuple[float, float]:
         """Examples and real tokens a second, compilation left out."""
@@ -70,20 +65,38 @@ def train_stage(job: Job, console: Console) -> Trained:
         Interrupted: SIGTERM arrived; the state is checkpointed.
         MemoryLimitError: the step does not fit a device; it says what would.
     """
+    student = OneStudent(job, make_mesh(job.parallel))
+    measured = train(job, student, console)
+    chosen = student.chosen()
+    with host_memory():  # one device may be too small for what several have trained
+        params = load_params(student.checkpoints.directory / str(chosen))
+    return Trained(chosen, params, tree_digest(params), {**measured, "best_step": chosen})
+
+
+def train(job: Job, learner: Learner, console: Console) -> dict[str, Any]:
+    """Train whoever learns to the end of a stage; every checkpoint is on disk then.
+
+    Returns:
+        What was measured on the way.
+
+    Raises:
+        As `train_stage`.
+    """
     try:
-        return _train(job, console)
+        return _train(job, learner, console)
     except (RuntimeError, ValueError) as error:  # what JAX raises, compiling or running
         if not is_out_of_memory(error):
             raise
         raise out_of_memory_error(error, step_memory(job), limit=device_memory_limit()) from error
 
 
-def _train(job: Job, console: Console) -> Trained:
-    loop = _Loop(job, console)
+def _train(job: Job, learner: Learner, console: Console) -> dict[str, Any]:
+    loop = _Loop(job, learner, console)
     try:
         with _terminations() as asked_to_stop:
             loop.run(asked_to_stop)
-        return loop.finish()
+        learner.checkpoints.wait()
+        return loop.measured()
     finally:
         loop.close()
 
@@ -91,26 +104,19 @@ def _train(job: Job, console: Console) -> Trained:
 class _Loop:
     """The state of one stage's training on the host side."""
 
-    def __init__(self, job: Job, console: Console) -> None:
+    def __init__(self, job: Job, learner: Learner, console: Console) -> None:
         train, checkpoint = job.config.train, job.config.checkpoint
         self.job = job
         self.total = job.total_steps
         self.evaluate_every = job.config.evaluate.every or job.steps_per_epoch or self.total
         self.save_every = checkpoint.every or self.evaluate_every
-        self.metric = None if checkpoint.best == "last" else checkpoint.best
-        best_mode = None if self.metric is None else ("min" if self.metric in SMALLER_IS_BETTER else "max")
-        self.better = (lambda new, old: new < old) if best_mode == "min" else (lambda new, old: new > old)
         self.tally = _Tally()
-        self.mesh = parallel.make_mesh(job.parallel)
-        self.step, optimizer, self.schedule = make_step(job, self.mesh)
-        self.checkpoints = Checkpoints(
-            job.directory / "checkpoints", keep=checkpoint.keep, best_mode=best_mode, fingerprints=job.fingerprints
-        )
-        key = jax.random.key(job.seed)
+        self.learner, self.step, self.schedule = learner, learner.step, learner.schedule
+        self.checkpoints = learner.checkpoints
         self.done, positions = 0, None
         if self.checkpoints.exists():
-            restored = self.checkpoints.restore(self.step.abstract_state())
-            state = restored.state
+            restored = self.checkpoints.restore(learner.template())
+            state = learner.take_up(restored)
             positions = restored.data_state["parts"]
             self.tally = _Tally(**restored.extra["tally"])
             self.done = restored.step
@@ -118,11 +124,7 @@ class _Loop:
                 console.print(f"[yellow]{warning}[/yellow]")
             console.print(f"{job.title}: continues at step {self.done} of {self.total}")
         else:
-            start = jax.random.fold_in(key, 1)
-            projections = job.objective.projections
-            state = init_state(
-                job.initial_params(), optimizer, start, self.mesh, model=job.student, projections=projections
-            )
+            state = learner.fresh()
         self.per_dispatch = steps_per_dispatch(job)
         feed = job.feed.iterator(batch_size=train.batch_size, seed=job.seed, steps=self.total, positions=positions)
         self.batches = Groups(feed, most=self.per_dispatch)
@@ -241,45 +243,24 @@ class _Loop:
                 )
 
     def _evaluate(self) -> bool:
-        """Evaluate on validation; true if this is the best so far by the stage's metric."""
-        values = self.job.validate(self.step.get_state(self.state).params, self.step.get_params(self.teacher_params))
-        self._record("validation", values)
-        self.progress.note(
-            f"{self.job.title}: step {self.done}, validation "
-            + ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
-        )
-        if self.metric is None:
-            return False
-        value = values[self.metric]
-        if self.tally.best_value is not None and not self.better(value, self.tally.best_value):
-            return False
-        self.tally.best_value, self.tally.best_step = value, self.done
-        return True
+        """Evaluate on validation; true if a checkpoint is due for it."""
+        found = self.learner.evaluate(self.state, self.step.get_params(self.teacher_params), self.done)
+        self._record("validation", found.values)
+        self.progress.note(f"{self.job.title}: step {self.done}, {found.line}")
+        return found.improved
 
     def _save(self) -> None:
-        improved = self.tally.best_step == self.done
-        self.checkpoints.save(
-            self.done,
-            self.step.get_state(self.state),
-            {"parts": self._positions()},
-            best_value=self.tally.best_value if improved else None,
-            extra={"tally": vars(self.tally)},
-        )
+        self.learner.save(self.state, self.done, positions=self._positions(), tally=vars(self.tally))
 
     def _positions(self) -> list[Any]:
         """Where every part of the batches stands, whichever process reads it."""
         parts = dict(exchange([self.job.feed.share[0], self.batches.get_state()]))
         return [parts[index] for index in sorted(parts)]
 
-    def finish(self) -> Trained:
-        """The chosen checkpoint's parameters, as they are on disk, and the stage's figures."""
-        self.checkpoints.wait()
-        # a metric that was never finite chooses nothing: then the last one it is
-        chosen = (self.checkpoints.best() if self.metric is not None else None) or self.checkpoints.latest()
-        assert chosen is not None, "a stage ends with a save"
-        path = self.job.directory / "checkpoints" / str(chosen)
+    def measured(self) -> dict[str, Any]:
+        """The stage's figures."""
         examples_per_second, tokens_per_second = self.tally.rates()
-        measured = {
+        return {
             "steps": self.total,
             "examples": self.tally.examples,
             "tokens": self.tally.tokens,
@@ -288,11 +269,7 @@ class _Loop:
             "tokens_per_second": round(tokens_per_second, 1),
             "compile_seconds": round(self.tally.compile_seconds, 3),
             "skipped_steps": self.tally.skipped,
-            "best_step": chosen,
         }
-        with host_memory():  # one device may be too small for what several have trained
-            params = load_params(path)
-        return Trained(chosen, params, tree_digest(params), measured)
 
     def close(self) -> None:
         """Flush what is open; a background save in flight is waited for."""
@@ -300,11 +277,6 @@ class _Loop:
         self.checkpoints.close()
         if self.writer is not None:
             self.writer.close()
-
-
-def _shown(value: float) -> str:
-    """Counts as they are, everything else in four decimals."""
-    return f"{value:,.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.4f}"
 
 
 @contextmanager

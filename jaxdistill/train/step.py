@@ -88,13 +88,13 @@ def make_train_step(
             "the loss compares the examples of a batch with one another, and micro-batches or pmap's devices would see "
             "only a part of them; use accumulate: 1 and strategy: jit"
         )
-    program = _Program(student, tuple(teachers), objective, guarded(optimizer), accumulate)
+    program = StepProgram(student, tuple(teachers), objective, guarded(optimizer), accumulate)
     return TrainStep(program, mesh, strategy=strategy, donate=donate, teacher_layout=teacher_layout)
 
 
 @dataclass(frozen=True)
-class _Program:
-    """The pure step: what both strategies compile."""
+class StepProgram:
+    """The pure step: what both strategies compile. A subclass may run it for several students (`swept`)."""
 
     student: Any
     teachers: tuple[Teacher, ...]
@@ -197,7 +197,7 @@ class TrainStep:
 
     def __init__(
         self,
-        program: _Program,
+        program: StepProgram,
         mesh: Mesh,
         *,
         strategy: Literal["jit", "pmap"],
@@ -391,7 +391,7 @@ class TrainStep:
         return place(prepared, param_shardings(model, self.mesh, self._teacher_layout, like=prepared))
 
     def _traced(self, run: Callable, how: dict[str, Any]) -> Callable:
-        """The program, counting how often it is traced. how: `_Program.run`'s keywords."""
+        """The program, counting how often it is traced. how: `StepProgram.run`'s keywords."""
         mesh: Mesh | None = how["mesh"]
 
         def step(state: TrainState, teacher_params: Sequence[Params], *batch: Any) -> tuple[TrainState, Metrics]:

@@ -1,0 +1,132 @@
+"""A stage's sweep as the stages it stands for: one for every combination of the numbers listed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from jaxdistill.config.loss_schema import CrossEntropyTerm, Schedule, TermConfig, ZLossTerm
+from jaxdistill.config.problems import Path as KeyPath
+from jaxdistill.config.problems import Problem, shown
+from jaxdistill.config.recipes import stage_phases
+from jaxdistill.config.schema import Run, StageConfig, SweepConfig
+
+MOST = 256
+"""Students of a sweep: beyond, a search is what is wanted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One student of a sweep: what it is called, what is its own, and its loss and learning rate.
+
+    numbers: the swept ones, by the keys of the sweep. seed: draws its parameters and its dropout.
+    """
+
+    label: str
+    numbers: dict[str, float]
+    terms: tuple[TermConfig, ...]
+    learning_rate: float
+    seed: int
+
+
+def variants(stage: StageConfig, terms: tuple[TermConfig, ...], *, seed: int) -> tuple[Variant, ...]:
+    """Every combination, the last key varying fastest.
+
+    Args:
+      stage: with a sweep.
+      terms: of its loss, presets expanded.
+      seed: of the stage, where none is swept.
+    """
+    assert stage.sweep is not None
+    lists = {key: values for key, values in vars(stage.sweep).items() if values}
+    return tuple(
+        _variant(stage, terms, dict(zip(lists, combination, strict=True)), seed)
+        for combination in itertools.product(*lists.values())
+    )
+
+
+def _variant(stage: StageConfig, terms: tuple[TermConfig, ...], numbers: dict[str, Any], seed: int) -> Variant:
+    changed = tuple(_with_numbers(term, numbers) for term in terms)
+    if "kd_weight" in numbers and not any(isinstance(term, CrossEntropyTerm) for term in changed):
+        rest = round(1.0 - numbers["kd_weight"], 12)
+        changed = (*changed, CrossEntropyTerm(type="cross_entropy", weight=rest))
+    return Variant(
+        label=", ".join(f"{key}={value:g}" for key, value in numbers.items()),
+        numbers=numbers,
+        terms=changed,
+        learning_rate=float(numbers.get("learning_rate", stage.train.learning_rate)),
+        seed=int(numbers.get("seed", seed)),
+    )
+
+
+def _with_numbers(term: TermConfig, numbers: dict[str, Any]) -> TermConfig:
+    """A term with the swept temperature and weight in it; cross-entropy has what the distillation term leaves."""
+    changes: dict[str, Any] = {}
+    against_teacher = not isinstance(term, CrossEntropyTerm | ZLossTerm)
+    if "temperature" in numbers and against_teacher and hasattr(term, "temperature"):
+        changes["temperature"] = float(numbers["temperature"])
+    if "kd_weight" in numbers and not isinstance(term, ZLossTerm):
+        weight = numbers["kd_weight"]
+        changes["weight"] = float(weight) if against_teacher else round(1.0 - weight, 12)
+    return dataclasses.replace(term, **changes)
+
+
+def sweep_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
+    """Contradictions between a sweep and its stage."""
+    sweep = stage.sweep
+    if sweep is None:
+        return
+    own = (*path, "sweep")
+    lists = {key: values for key, values in vars(sweep).items() if values}
+    if not lists:
+        yield Problem(own, f"lists nothing; expected {', '.join(vars(sweep))} with a list of numbers each")
+        return
+    yield from _list_problems(sweep, lists, own)
+    if stage.ladder is not None:
+        yield Problem(own, "students of a ladder are of several sizes; sweep one of them in a stage of its own")
+    if stage.repeat is not None:
+        yield Problem(own, "a stage is either swept or repeated; write sweep.seed instead of repeat.seeds")
+    if run.parallel.strategy == "pmap" or run.parallel.fsdp != 1 or run.parallel.tensor != 1:
+        message = "students of a sweep are whole on every device; write parallel.strategy: jit and fsdp, tensor: 1"
+        yield Problem(own, message)
+    phases = stage_phases(stage, has_teacher=stage.teacher is not None)
+    if len(phases) > 1:
+        yield Problem(own, "the loss has phases; sweep a stage for each of them")
+        return
+    terms = phases[0].terms
+    against = [term for term in terms if not isinstance(term, CrossEntropyTerm | ZLossTerm)]
+    for key in ("temperature", "kd_weight"):
+        if key in lists and stage.teacher is None:
+            yield Problem((*own, key), "the stage has no teacher; remove it")
+    if stage.teacher is None:
+        return
+    if "temperature" in lists and not any(hasattr(term, "temperature") for term in against):
+        yield Problem((*own, "temperature"), "no term of the loss has a temperature; remove it")
+    if "kd_weight" in lists:
+        labels = [term for term in terms if isinstance(term, CrossEntropyTerm)]
+        if len(against) != 1 or len(labels) > 1:
+            message = "weighs one distillation term w and cross-entropy 1 − w"
+            yield Problem((*own, "kd_weight"), f"{message}, and the loss has others; write such a loss, or remove it")
+        elif any(isinstance(term.weight, Schedule) for term in (*against, *labels)):
+            yield Problem((*own, "kd_weight"), "the loss's weights are scheduled; write numbers, or remove it")
+
+
+def _list_problems(sweep: SweepConfig, lists: dict[str, tuple[float, ...]], path: KeyPath) -> Iterator[Problem]:
+    count = 1
+    for key, values in lists.items():
+        count *= len(values)
+        if len(set(values)) < len(values):
+            yield Problem((*path, key), f"got {shown(values)}; expected each once")
+    if count > MOST:
+        yield Problem(
+            path, f"{count} combinations, which one step would train at the same time; expected {MOST} at most"
+        )
+    if (
+        len(sweep.kd_weight) > 0
+        and all(weight in (0.0, 1.0) for weight in sweep.kd_weight)
+        and len(sweep.kd_weight) > 1
+    ):
+        message = "got 0 and 1 alone, which have no term in common; give one between, or a stage for each"
+        yield Problem((*path, "kd_weight"), message)

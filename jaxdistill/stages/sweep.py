@@ -1,0 +1,62 @@
+"""A stage that is a sweep: all its students trained together, each measured, and the best handed on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rich.console import Console
+
+from jaxdistill.config.sweeps import Variant
+from jaxdistill.stages.loading import LoadedTeacher, Survey
+from jaxdistill.train.job import Job
+from jaxdistill.train.loop import Trained
+from jaxdistill.train.sweep import SweptStudent, hand_on, train_sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What a sweep leaves: the student that is handed on, and of each what it is called, its numbers and metrics."""
+
+    best: Trained
+    chosen: dict[str, float]
+    rows: tuple[dict[str, Any], ...]
+
+
+def run_sweep(task: Any, survey: Survey, console: Console) -> SweepResult:
+    """Train a stage's sweep; its best student becomes the stage's checkpoint.
+
+    Args:
+      task: of the chain.
+      survey: of the stage.
+      console: where progress is shown.
+    """
+    stage = survey.stage
+    students = [
+        SweptStudent(variant.label, _job(task, survey, variant), variant.learning_rate) for variant in stage.variants
+    ]
+    job: Job = task.job(survey)
+    trained, leader = train_sweep(job, students, console)
+    rows = []
+    for variant, each in zip(stage.variants, trained, strict=True):
+        loaded = LoadedTeacher(f"{stage.key} ({variant.label})", survey.student, each.params, each.identity)
+        evaluated = task.evaluate(survey, loaded, index=0, taught=True)
+        rows.append({"name": f"{stage.name} ({variant.label})", "sweep": variant.numbers, "eval": evaluated})
+    console.print(f"{stage.key}: {stage.variants[leader].label} is handed on, of {len(students)} students")
+    hand_on(job, trained[leader])
+    return SweepResult(trained[leader], stage.variants[leader].numbers, tuple(rows))
+
+
+def summary_rows(result: SweepResult, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a summary, one a student; what is not their own is the stage's `row`."""
+    return [
+        {**row, **own, "key": own["name"], "seed": int(own["sweep"].get("seed", row["seed"]))} for own in result.rows
+    ]
+
+
+def _job(task: Any, survey: Survey, variant: Variant) -> Job:
+    """What a student would be trained by alone."""
+    train = dataclasses.replace(survey.stage.config.train, learning_rate=variant.learning_rate)
+    config = dataclasses.replace(survey.stage.config, train=train)
+    own = dataclasses.replace(survey.stage, config=config, terms=variant.terms, seed=variant.seed, variants=())
+    return task.job(dataclasses.replace(survey, stage=own))

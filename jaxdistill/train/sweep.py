@@ -1,0 +1,186 @@
+"""Training a sweep: several students in the place of one, and the best that each of them has been."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+
+from jaxdistill.parallel import make_mesh, replicate
+from jaxdistill.train.checkpoint import Checkpoints, Restored, load_params
+from jaxdistill.train.job import Job
+from jaxdistill.train.learner import Choice, Evaluation
+from jaxdistill.train.loop import Trained, train
+from jaxdistill.train.optimizer import build_optimizer
+from jaxdistill.train.state import TrainState, init_state
+from jaxdistill.train.step import TrainStep
+from jaxdistill.train.swept import SweptProgram, common_objective, student_of
+from jaxdistill.tree import tree_digest
+from jaxdistill.typing import Params
+
+
+@dataclass(frozen=True)
+class SweptStudent:
+    """One student of a sweep: what messages call it, the job it would be by itself, and its learning rate."""
+
+    label: str
+    job: Job
+    learning_rate: float
+
+
+def train_sweep(job: Job, students: Sequence[SweptStudent], console: Console) -> tuple[list[Trained], int]:
+    """Train all students in one compiled step, from the newest whole checkpoint if there is one.
+
+    Their batches are those of `job`, whatever their own seeds, which draw their parameters and their dropout.
+
+    Args:
+      job: the stage; `sweep/checkpoints` in its directory holds all students together.
+      students: one or more of one shape.
+      console: where progress is shown.
+
+    Returns:
+      (what each student comes to, the index of the best by the stage's metric).
+
+    Raises:
+      As `loop.train_stage`.
+    """
+    sweep = _Sweep(job, tuple(students), make_mesh(job.parallel))
+    measured = train(job, sweep, console)
+    return [
+        Trained(step, params, tree_digest(params), {**measured, "best_step": step})
+        for params, step in sweep.chosen(job.total_steps)
+    ], sweep.leader()
+
+
+def hand_on(job: Job, trained: Trained) -> None:
+    """Leave a student's parameters as the stage's one checkpoint, as a stage of one student leaves its own."""
+    checkpoints = Checkpoints(job.directory / "checkpoints", keep=1, best_mode=None, fingerprints=job.fingerprints)
+    checkpoints.save(trained.step, {"params": trained.params}, None)
+    checkpoints.close()
+
+
+class _Sweep:
+    """The students' stacked state, and the parameters with which each was best."""
+
+    def __init__(self, job: Job, students: tuple[SweptStudent, ...], mesh: Mesh) -> None:
+        self.job, self.students, self.mesh, self.choice = job, students, mesh, Choice.of(job)
+        self.step, self._optimizer, self.schedule = _swept_step(job, students, mesh)
+        self.checkpoints = Checkpoints(
+            job.directory / "sweep" / "checkpoints",
+            keep=job.config.checkpoint.keep,
+            best_mode=None,
+            fingerprints={**job.fingerprints, "sweep": " / ".join(student.label for student in students)},
+        )
+        self._best: list[tuple[float, int] | None] = [None] * len(students)
+        self._best_params: Params = {}
+
+    def fresh(self) -> TrainState:
+        """Every student's own, stacked."""
+        states = [
+            init_state(
+                student.job.initial_params(),
+                self._optimizer,
+                jax.random.fold_in(jax.random.key(student.job.seed), 1),
+                self.mesh,
+                model=student.job.student,
+                projections=student.job.objective.projections,
+            )
+            for student in self.students
+        ]
+        stacked = replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), self.mesh)
+        self._best_params = jax.tree.map(jnp.copy, stacked.params)
+        return stacked
+
+    def template(self) -> Any:
+        """Of the stacked state, and of the parameters with which each was best."""
+        one = self.step.abstract_state()
+        stacked = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((len(self.students), *leaf.shape), leaf.dtype, sharding=leaf.sharding),
+            one,
+        )
+        return {"params": stacked.params, "state": stacked}
+
+    def take_up(self, restored: Restored) -> TrainState:
+        """The checkpoint's state."""
+        self._best = [None if best is None else (best[0], best[1]) for best in restored.extra["best"]]
+        self._best_params = restored.state["params"]
+        return restored.state["state"]
+
+    def evaluate(self, state: TrainState, teacher_params: tuple[Params, ...], step: int) -> Evaluation:
+        """Every student by itself; one that is better than it ever was asks for a checkpoint."""
+        recorded: dict[str, float] = {}
+        improved = np.zeros(len(self.students), bool)
+        for index, student in enumerate(self.students):
+            values = student.job.validate(student_of(state.params, index), teacher_params)
+            recorded |= {f"{index}/{name}": value for name, value in values.items()}
+            value = math.nan if self.choice.metric is None else values[self.choice.metric]
+            best = self._best[index]
+            # without a metric the last is handed on; one that is not finite is never best
+            if self.choice.metric is None or best is None or self.choice.better(value, best[0]):
+                improved[index] = self.choice.metric is None or math.isfinite(value)
+            if improved[index]:
+                self._best[index] = (value, step)
+        self._best_params = _select(jnp.asarray(improved), state.params, self._best_params)
+        return Evaluation(recorded, self._line(), bool(improved.any()))
+
+    def save(self, state: TrainState, step: int, *, positions: Any, tally: dict[str, Any]) -> None:
+        """All students in one checkpoint."""
+        self.checkpoints.save(
+            step,
+            {"params": self._best_params, "state": state},
+            {"parts": positions},
+            extra={"tally": tally, "best": self._best},
+        )
+
+    def chosen(self, last: int) -> list[tuple[Params, int]]:
+        """Each student's best parameters, as they are on disk, and the step they are of."""
+        latest = self.checkpoints.latest()
+        assert latest is not None, "a stage ends with a save"
+        stacked = load_params(self.checkpoints.directory / str(latest))
+        steps = [last if best is None else best[1] for best in self._best]
+        return [(student_of(stacked, index), step) for index, step in enumerate(steps)]
+
+    def leader(self) -> int:
+        """The best student by the stage's metric, the first of equals; without a metric the first."""
+        leader = 0
+        for index, best in enumerate(self._best):
+            first = self._best[leader]
+            if best is not None and (first is None or self.choice.better(best[0], first[0])):
+                leader = index
+        return leader
+
+    def _line(self) -> str:
+        leader = self.leader()
+        best = self._best[leader]
+        if self.choice.metric is None or best is None:
+            return f"{len(self.students)} students"
+        return f"best {self.choice.metric} {best[0]:.4f} ({self.students[leader].label})"
+
+
+@jax.jit
+def _select(improved: Any, new: Params, old: Params) -> Params:
+    """Of every student the new parameters where it has improved, else the old ones."""
+
+    def leaf(new: Any, old: Any) -> Any:
+        return jnp.where(improved.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(leaf, new, old)
+
+
+def _swept_step(job: Job, students: Sequence[SweptStudent], mesh: Mesh) -> tuple[TrainStep, Any, Any]:
+    """The step, with the optimizer and schedule of the first student."""
+    objective, numbers = common_objective([student.job.objective for student in students])
+    rate = students[0].learning_rate
+    settings = replace(job.config.train, learning_rate=rate)
+    optimizer, schedule = build_optimizer(settings, job.total_steps)
+    rates = tuple(student.learning_rate / rate for student in students)
+    program = SweptProgram(job.student, job.teachers, objective, optimizer, settings.accumulate, numbers, rates)
+    step = TrainStep(program, mesh, strategy="jit", donate=True, teacher_layout=job.parallel.teacher)
+    return step, optimizer, schedule
