@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=67_349, help="rows of the data that are used")
     parser.add_argument("--examples", type=int, default=8192, help="at least so many are measured in each turn")
     parser.add_argument("--cpu", type=int, default=0, help="the processor every variant is pinned to")
     arguments = parser.parse_args()
@@ -56,7 +57,8 @@ def main() -> None:
     for turn in range(arguments.rounds):
         for variant in VARIANTS:
             options = ["--variant", variant, "--teacher", str(arguments.teacher), "--data", str(arguments.data)]
-            options += ["--batch-size", str(arguments.batch_size), "--examples", str(arguments.examples)]
+            for name in ("batch_size", "rows", "examples"):
+                options += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
             figures = run_pinned(__file__, options, cpu=arguments.cpu)
             found[variant].append(figures["cpu_ms_per_example"])
             print(f"# {variant} round {turn + 1}: {figures}", file=sys.stderr, flush=True)
@@ -88,7 +90,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from jaxdistill.train.step import StepProgram, TrainStep
     from jaxdistill.train.swept import SweptProgram, common_objective
 
-    source = SourceConfig(path=str(arguments.data))
+    source = SourceConfig(path=str(arguments.data), limit=arguments.rows)
     rows = data.load_rows(DataConfig(text=("sentence",)), source)
     labels, _ = data.encode_labels(rows, None)
     tokenizer = data.load_tokenizer(str(arguments.teacher))
@@ -115,7 +117,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         program = SweptProgram(student, (taught,), base, optimizer, 1, numbers, (1.0,) * count)
     step = TrainStep(program, mesh, strategy="jit", donate=True)
     state, params = step.put_state(state), step.put_params((teacher_params,))
-    feed = data.train_iterator(dataset, batch_size=arguments.batch_size, seed=0, steps=10**6)
+    size = arguments.batch_size
+    lengths = data.bucket_lengths(dataset, steps=data.total_steps(len(dataset), size, epochs=5))
+    feed = data.train_iterator(dataset, batch_size=size, seed=0, steps=10**6, lengths=lengths)
     groups = Groups(feed, most=TOGETHER)
     examples, begin, metrics = 0, 0.0, None
     warm_up = 128  # two shuffle windows: every length has been compiled

@@ -112,8 +112,8 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
     }
     record = {"checkpoint": trained.step, "identity": trained.identity, "row": row}
     if swept is not None:
-        row["chosen"] = swept.chosen
         record["sweep"] = summary_rows(swept, row)
+        row["chosen"] = swept.chosen
 
     def leave() -> None:
         directory = stage.directory / "student"

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from rich.console import Console
 
 from jaxdistill import models
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
+from jaxdistill.errors import ConfigError
 from jaxdistill.stages.answering import Answering
 from jaxdistill.stages.causal_lm import CausalLM
 from jaxdistill.stages.classification import Classification
@@ -101,6 +103,12 @@ class Preparation:
             require_wandb()
         if self.loading.quantisation is not None:
             models.require_qwix()
+        swept = next((stage for stage in self.chain.stages if stage.variants), None)
+        if swept is not None and jax.process_count() > 1:
+            raise ConfigError(
+                f"stages.{swept.name}.sweep: students of a sweep are trained by one process, and there are "
+                f"{jax.process_count()}; start one, or write a stage for each student"
+            )
         for stage in self.chain.stages:
             self.surveys[stage.key] = self.task.survey(stage)
         for survey in self.surveys.values():

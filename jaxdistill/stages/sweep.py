@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -12,6 +12,9 @@ from jaxdistill.stages.loading import LoadedTeacher, Survey
 from jaxdistill.train.job import Job
 from jaxdistill.train.loop import Trained
 from jaxdistill.train.sweep import SweptStudent, hand_on, train_sweep
+
+if TYPE_CHECKING:
+    from jaxdistill.stages.prepare import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class SweepResult:
     rows: tuple[dict[str, Any], ...]
 
 
-def run_sweep(task: Any, survey: Survey, console: Console) -> SweepResult:
+def run_sweep(task: Task, survey: Survey, console: Console) -> SweepResult:
     """Train a stage's sweep; its best student becomes the stage's checkpoint.
 
     Args:
@@ -54,7 +57,7 @@ def summary_rows(result: SweepResult, row: dict[str, Any]) -> list[dict[str, Any
     ]
 
 
-def _job(task: Any, survey: Survey, variant: Variant) -> Job:
+def _job(task: Task, survey: Survey, variant: Variant) -> Job:
     """What a student would be trained by alone."""
     train = dataclasses.replace(survey.stage.config.train, learning_rate=variant.learning_rate)
     config = dataclasses.replace(survey.stage.config, train=train)
