@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.errors import ConfigError
+from jaxdistill.parallel.target import target_device
 from jaxdistill.typing import Array, Float, Params
 
 Quantisation = Literal["int8", "fp8"]
@@ -44,7 +45,7 @@ def is_quantised(leaf: Any) -> bool:
 
 
 def describe_quantisation(kind: Quantisation) -> str:
-    """What is 8-bit on this backend."""
+    """What is 8-bit on the device that is traced for."""
     return f"{kind} weights and activations" if _activations_too() else f"{kind} weights"
 
 
@@ -115,4 +116,4 @@ def _input_axes(path: list[str]) -> int:
 
 
 def _activations_too() -> bool:
-    return jax.default_backend() != "cpu"
+    return target_device().platform != "cpu"
