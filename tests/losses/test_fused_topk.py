@@ -50,6 +50,7 @@ def test_it_is_the_dense_loss_on_stored_classes(count):
     assert_same(got, expected, rtol=3e-6)
 
 
+@pytest.mark.slow
 def test_all_classes_stored_teach_what_the_teacher_does():
     example = random_example()
     online = value_and_gradients(lambda e: losses.fused_linear_distillation(*e, temperature=T, **WEIGHTS))(example)

@@ -32,7 +32,7 @@ def batch():
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-@pytest.fixture(scope="module", params=["bert", "llama"])
+@pytest.fixture(scope="module", params=[pytest.param("bert", marks=pytest.mark.slow), "llama"])
 def model(request):
     built = models.build(BERT, num_labels=3) if request.param == "bert" else models.build(LLAMA, task="causal_lm")
     params = built.init(jax.random.key(0))

@@ -15,6 +15,7 @@ from jaxdistill.errors import ModelError
 pytest.importorskip("qwix")
 
 
+@pytest.mark.slow
 def test_its_drift_is_printed_and_bounded(material: Path, tmp_path: Path) -> None:
     teacher = write_teacher(tmp_path / "teacher", 0, initializer_range=0.3)
     raw = config(material, tmp_path / "run", teacher)

@@ -57,6 +57,7 @@ def test_all_students_are_in_the_summary_and_the_best_is_handed_on(trained: Path
     assert best in (trained / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_student_equals_its_own_run(trained: Path, material: Path, teacher: Path, tmp_path: Path) -> None:
     raw = swept(material, tmp_path / "run", teacher)
     stage = {**raw["stages"][0], "loss": {"preset": "hinton", "alpha": 1.0}}
@@ -70,6 +71,7 @@ def test_a_student_equals_its_own_run(trained: Path, material: Path, teacher: Pa
         np.testing.assert_allclose(np.asarray(got)[3], np.asarray(wanted), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_and_continued_it_is_the_same(
     trained: Path, material: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
