@@ -95,7 +95,7 @@ def sweep_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Prob
     if len(phases) > 1:
         yield Problem(own, "the loss has phases; sweep a stage for each of them")
         return
-    terms = phases[0].terms
+    terms = [term for phase in phases for term in phase.terms]
     against = [term for term in terms if not isinstance(term, CrossEntropyTerm | ZLossTerm)]
     for key in ("temperature", "kd_weight"):
         if key in lists and stage.teacher is None:
