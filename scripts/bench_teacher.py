@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from one_processor import run_pinned
+from jaxdistill.bench.processors import run_pinned
 
 VARIANTS = ("online", "cached", "four")
 STUDENTS = {"online": 1, "cached": 1, "four": 4}
