@@ -153,11 +153,15 @@ class Inputs:
                 return names
         return None
 
-    def given_names(self) -> Iterator[tuple[str, ...]]:
-        """The label names of given teachers, then of pretrained students; of those that have any."""
+    def given_names(self, *, saved_for: str | None = None) -> Iterator[tuple[str, ...]]:
+        """The label names of given teachers, then of pretrained students; of those that have any.
+
+        `saved_for`: only of models that were saved for this task.
+        """
         students = [stage.config.student for stage in self.chain.stages if _is_pretrained(stage.config.student)]
         for reference in (*map(given_reference, self.chain.given), *students):
-            if (names := self.model_config(reference).id2label) is not None:
+            names = self.model_config(reference).id2label
+            if names is not None and saved_for in (None, models.task_from_hf(self.directory(reference))):
                 yield names
 
     def dataset(

@@ -107,10 +107,7 @@ class OverPositions(Generic[C, D]):
         for other in tokenizers[1:]:  # labels are at the student's tokens: every model of the stage reads those
             data.check_same_tokens(tokenizers[0], other)
         same = (0,) * len(indices)
-        key = fingerprint(reading(stage.data))
-        if key not in self._corpora:
-            self._corpora[key] = self.kind.read(stage.data, self.loading)
-        corpus = self._corpora[key]
+        corpus = self._corpus(stage.data)
         config = self.encoders.student_config(stage, tokenizers[0], corpus.labels)
         teacher_configs = self.loading.teacher_configs(stage)
         self.encoders.check(stage, config, teacher_configs, tokenizers[:1], same, corpus.labels)
@@ -118,6 +115,17 @@ class OverPositions(Generic[C, D]):
         truncate = stage.data.max_length is not None if stage.data.truncate is None else stage.data.truncate
         model, parameters = self.loading.model(stage, config, task=self.kind.task)
         return PositionSurvey(stage, model, tokenizers[:1], same, length, parameters, corpus.labels, truncate, corpus)
+
+    def _corpus(self, config: DataConfig) -> C:
+        """What the sources hold, read once; the rows left out are told."""
+        key = fingerprint(reading(config))
+        if key not in self._corpora:
+            self._corpora[key] = self.kind.read(config, self.loading)
+            skipped = {rows.source: (rows.skipped, rows.unit) for rows in self._corpora[key].splits.values()}
+            for source, (count, unit) in skipped.items():
+                if count:
+                    self.loading.console.print(f"{source}: {count:,} bad {unit}(s) left out", highlight=False)
+        return self._corpora[key]
 
     def read(self, survey: PositionSurvey) -> None:
         """Tokenise all of a stage's data: what does not fit is found now."""
@@ -136,6 +144,9 @@ class OverPositions(Generic[C, D]):
             self._datasets[key] = self.kind.tokenize(
                 survey.corpus, split, tokenizer, config, max_length=survey.max_length, truncate=survey.truncate
             )
+            if cut := self._datasets[key].tokens.truncated:
+                source, length = survey.corpus.splits[split].source, survey.max_length
+                self.loading.console.print(f"{source}: {cut:,} cut to {length} tokens ({split})", highlight=False)
         return self._datasets[key]
 
     def teacher(self, reference: ResolvedTeacher, survey: PositionSurvey) -> LoadedTeacher:

@@ -83,7 +83,7 @@ def _names(rows: TaggedRows, loading: Loading) -> tuple[str, ...]:
     if rows.tag_names is not None:
         return rows.tag_names
     found = found_tags(rows)
-    for known in loading.inputs.given_names():
+    for known in loading.inputs.given_names(saved_for="token_classification"):
         if len(known) == found if isinstance(found, int) else set(found) <= set(known):
             return known
     if isinstance(found, int):

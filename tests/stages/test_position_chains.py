@@ -14,9 +14,11 @@ from rich.console import Console
 from tiny_chain import BAD, GOOD, PLAIN, TINY, assert_same_params, chain_config, run, write_config
 
 from jaxdistill import models
-from jaxdistill.config import load_run
+from jaxdistill.cli.evaluation import Options, evaluate_model
+from jaxdistill.config import build_chain, load_run
 from jaxdistill.errors import ConfigError, DataError, ModelError
 from jaxdistill.stages import check
+from jaxdistill.stages.prepare import Preparation
 
 NAMES = ("O", "B-BAD", "I-BAD", "B-GOOD", "I-GOOD")
 
@@ -99,7 +101,9 @@ def config(material: Path, written: Path, output: Path, task: str) -> dict[str, 
     return made
 
 
-@pytest.fixture(scope="session", params=["token_classification", "question_answering"])
+@pytest.fixture(
+    scope="session", params=["token_classification", pytest.param("question_answering", marks=pytest.mark.slow)]
+)
 def finished(request, material: Path, written: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     output = tmp_path_factory.mktemp(request.param) / "run"
     run(write_config(output.parent / "run.yaml", config(material, written, output, request.param)))
@@ -147,6 +151,35 @@ def test_an_interrupted_stage_ends_the_same(finished, material: Path, written: P
     assert_same_params(whole, output, ["student"])
 
 
+def test_evaluate_measures_what_the_run_did(finished: tuple[str, Path]) -> None:
+    """A stage by its name, on the data of its run, beside its teacher."""
+    _, output = finished
+    rows = {row["key"]: row for row in json.loads((output / "summary.json").read_text())["stages"]}
+    found = evaluate_model(Options(f"{output}:student", teacher=f"{output}:teacher"))
+    expected = rows["student"]["eval"]["validation"]
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert found["teacher_f1"] == pytest.approx(rows["teacher"]["eval"]["validation"]["f1"])
+    assert found["retention"] == pytest.approx(rows["student"]["retention"]["validation"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["token_classification", "question_answering"])
+def test_a_mesh_changes_nothing(material: Path, written: Path, tmp_path: Path, task: str) -> None:
+    """Trained and measured over data and fsdp, as on one device."""
+    measured = []
+    for name, parallel in (("one", {"data": 1}), ("mesh", {"data": 2, "fsdp": 2})):
+        made = config(material, written, tmp_path / name, task) | {"parallel": parallel}
+        made["stages"] = made["stages"][:2]
+        for stage in made["stages"]:
+            stage["train"] = {**stage["train"], "steps": 4, "learning_rate": 1e-4}
+        run(write_config(tmp_path / f"{name}.yaml", made))
+        rows = json.loads((tmp_path / name / "summary.json").read_text())["stages"]
+        measured.append(
+            {(row["key"], kind): row["eval"]["validation"][kind] for row in rows for kind in ("loss", "f1")}
+        )
+    assert measured[1] == pytest.approx(measured[0], rel=1e-3)
+
+
 def test_check_reads_everything_and_trains_nothing(material: Path, written: Path, tmp_path: Path) -> None:
     made = config(material, written, tmp_path / "run", "question_answering")
     made["stages"] = made["stages"][:1]
@@ -182,6 +215,21 @@ def test_a_teacher_for_something_else_is_refused(material, written, tmp_path, ta
     made = config(material, written, tmp_path / "run", task)
     made["stages"] = [made["stages"][1] | {"teacher": {"pretrained": str(directory)}}]
     with pytest.raises(ModelError, match=error):
+        check(load_run(write_config(tmp_path / "run.yaml", made), []), console=Console(quiet=True))
+
+
+def test_a_teacher_that_reads_other_tokens_is_refused(material, written, tmp_path) -> None:
+    """Labels lie at the student's tokens, and so must everything a teacher says."""
+    directory = given_teacher(tmp_path / "teacher", material, "token_classification", NAMES)
+    state = json.loads((directory / "tokenizer.json").read_text())
+    words = state["model"]["vocab"]
+    words["film"], words["plot"] = words["plot"], words["film"]
+    (directory / "tokenizer.json").write_text(json.dumps(state))
+    made = config(material, written, tmp_path / "run", "token_classification")
+    made["stages"] = [
+        {**made["stages"][0], "teacher": {"pretrained": str(directory)}, "train": made["stages"][1]["train"]}
+    ]
+    with pytest.raises(ModelError, match=r"tokenizers .* differ: token \d+ is '(film|plot)'"):
         check(load_run(write_config(tmp_path / "run.yaml", made), []), console=Console(quiet=True))
 
 
@@ -237,3 +285,16 @@ def test_bad_rows_are_found_before_anything_is_loaded(material, written, tmp_pat
     made["data"]["train"] = {"path": str(path)}
     with pytest.raises(DataError, match=r"train\.txt: 1 bad row of 97 .line \d+: line \d+ has a word without a tag"):
         check(load_run(write_config(tmp_path / "run.yaml", made), []), console=Console(quiet=True))
+
+
+def test_what_is_left_out_and_cut_is_told(material, written, tmp_path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text((written / "train.txt").read_text() + "\nfilm B-FILM\nplot\n\n" + "film O\n" * 30)
+    made = config(material, written, tmp_path / "run", "token_classification")
+    made["data"] |= {"train": {"path": str(path)}, "on_bad_row": "skip"}
+    made["stages"] = made["stages"][:1]
+    console = Console(record=True, width=200)
+    Preparation(build_chain(load_run(write_config(tmp_path / "run.yaml", made), [])), console).survey()
+    told = console.export_text()
+    assert "train.txt: 1 bad line(s) left out" in told
+    assert "train.txt: 1 cut to 18 tokens (train)" in told

@@ -49,7 +49,7 @@ def longer(batch, extra):
     return repadded(batch, extra) | padded
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=[pytest.param(TASKS[0], marks=pytest.mark.slow), TASKS[1]])
 def made(request):
     """(task, student, teachers, batch, one step on one device)."""
     student = models.build({"model_type": "bert", **SHAPE, "hidden_dropout_prob": 0.1}, task=request.param)
