@@ -36,7 +36,6 @@ from jaxdistill.config.model_schema import DeriveConfig, StudentConfig
 from jaxdistill.config.numbers import readable
 from jaxdistill.config.schema import TrainConfig
 from jaxdistill.config.shapes import student_shape
-from jaxdistill.config.teachers import ResolvedTeacher
 
 _DIVERGENCES = {"forward_kl": "KL", "reverse_kl": "reverse KL", "soft_cross_entropy": "soft CE"}
 
@@ -46,7 +45,7 @@ def describe(chain: Chain) -> list[dict[str, str]]:
     return [
         {
             "key": stage.key,
-            "teachers": _teachers(stage.teachers),
+            "teachers": _teachers(stage),
             "student": _student(stage) + (f" × {len(stage.variants)}" if stage.variants else ""),
             "loss": (f"{stage.phase}: " if stage.phase else "") + loss_formula(stage.terms),
             "length": _length(stage.config.train),
@@ -160,7 +159,10 @@ def _number(value: float | None) -> str:
     return f"{value:.6g}"
 
 
-def _teachers(teachers: tuple[ResolvedTeacher, ...]) -> str:
+def _teachers(stage: ChainStage) -> str:
+    teachers = stage.teachers
+    if stage.config.teacher_choice == "confidence":
+        return "most confident of " + ", ".join(teacher.label for teacher in teachers)
     if len({teacher.weight for teacher in teachers}) > 1:
         return " + ".join(f"{_number(teacher.weight)}·{teacher.label}" for teacher in teachers)
     return " + ".join(teacher.label for teacher in teachers) or "labels only"

@@ -33,6 +33,7 @@ _RANGES = {
 def loss_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
     """The loss, against everything around it."""
     has_teacher = stage.teacher is not None
+    yield from _choice_problems(stage, path)
     yield from _phase_problems(stage, path)
     if isinstance(stage.loss, PresetConfig):
         yield from _preset_problems(stage.loss, (*path, "loss"), has_teacher=has_teacher)
@@ -64,6 +65,22 @@ def _one_loss_problems(run: Run, phase: Phase, path: KeyPath) -> Iterator[Proble
         yield from _term_problems(term, run, stage, own)
         yield from _span_problems(term, run.data.task, own)
         yield from _together_problems(term, run, stage, own)
+
+
+def _choice_problems(stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
+    """Choosing among teachers takes several, and weighs none of them."""
+    if stage.teacher_choice == "average":
+        return
+    choice = (*path, "teacher_choice")
+    if not isinstance(stage.teacher, tuple) or len(stage.teacher) < 2:
+        yield Problem(choice, "got 'confidence', which chooses among several teachers; remove it, or give a list")
+        return
+    weights = {1.0 if isinstance(teacher, str) else teacher.weight for teacher in stage.teacher}
+    if len(weights) > 1:
+        message = "got 'confidence', which takes one teacher whole at each example; remove the teachers' weights"
+        yield Problem(choice, message)
+    if stage.fused == "on":
+        yield Problem((*path, "fused"), "got 'on', but the most confident teacher is known from whole logits only")
 
 
 def _phase_problems(stage: StageConfig, path: KeyPath) -> Iterator[Problem]:

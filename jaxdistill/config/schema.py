@@ -164,6 +164,9 @@ class DiskCacheConfig:
     temperatures: tuple[PositiveFloat, ...] = ()
 
 
+TeacherChoice = Literal["average", "confidence"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One stage: a student, its teachers (left out: the previous stage; null: labels alone) and how it is trained.
@@ -171,6 +174,9 @@ class StageConfig:
     ladder: instead of one student, several of falling size between the teacher's and the one given (`config.ladder`);
     `student` then holds at most the architecture and a warm start, and may be left out.
     sweep: instead of one student, several of the same shape that are trained together (`SweepConfig`).
+    teacher_choice: what terms on logits make of several teachers: the weighted average of their probabilities, or at
+    each example (of a language model, each token) the teacher that is most confident, by its highest probability.
+    Terms on layers average the teachers either way.
     fused: for causal_lm, whether loss and gradients are formed from hidden states in chunks of tokens, so that nothing
     of the size tokens × vocabulary exists (`on`), from whole logits (`off`), or whichever is expected to be faster
     (`auto`: fused from 256 tokens a micro-batch and device on).
@@ -188,6 +194,7 @@ class StageConfig:
     repeat: RepeatConfig | None = None
     sweep: SweepConfig | None = None
     teacher_cache: TeacherCache | None = None
+    teacher_choice: TeacherChoice = "average"
     fused: Literal["auto", "on", "off"] = "auto"
     ladder: LadderConfig | None = None
 

@@ -36,6 +36,8 @@ def unfusable(terms: Sequence[Term]) -> str | None:
         match term:
             case LogitDivergence() if term.divergence not in FUSABLE:
                 return f"{term.name} is none of {', '.join(FUSABLE)}"
+            case LogitDivergence() if term.teacher_choice == "confidence" and len(term.teacher_weights) > 1:
+                return "the most confident teacher is known from whole logits only"
             case CrossEntropy() if term.label_smoothing:
                 return "cross_entropy has label smoothing"
             case LogitDivergence() | TopKDivergence() | CrossEntropy() | ZLoss():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdistill.config.loss_schema import TermConfig
+from jaxdistill.config.schema import TeacherChoice
 from jaxdistill.distill.feature_terms import Contrastive, Patient, States
 from jaxdistill.distill.fused import FusedTerms, unfusable
 from jaxdistill.distill.positions import labelled, learned
@@ -182,6 +183,7 @@ def make_objective(
     widths: Sequence[int] = (),
     total_steps: int | None = None,
     stored_temperatures: Sequence[float] | None = None,
+    teacher_choice: TeacherChoice = "average",
 ) -> Objective:
     """The objective of a list of terms against teachers of the given weights (none: labels alone).
 
@@ -199,13 +201,22 @@ def make_objective(
       total_steps: of the stage; only schedules in shares of it need them.
       stored_temperatures: the teacher's most probable classes alone are there (`StoredTeacher`), with the
         log-normaliser at these temperatures; None: all its logits are.
+      teacher_choice: terms on logits average several teachers' probabilities, or take the most confident teacher at
+        each position (which cannot be fused).
 
     Raises:
       ConfigError: no term is left, a term needs a teacher and there is none, `on` with terms that cannot be fused,
         layers that a model does not have, or depths, widths or steps that are needed and not given.
     """
     weights = tuple(float(weight) for weight in teacher_weights)
-    build = partial(make_term, teacher_weights=weights, depths=depths, widths=widths, total_steps=total_steps)
+    build = partial(
+        make_term,
+        teacher_weights=weights,
+        depths=depths,
+        widths=widths,
+        total_steps=total_steps,
+        teacher_choice=teacher_choice,
+    )
     seen: Counter[str] = Counter()
     terms = []
     for config in term_configs:

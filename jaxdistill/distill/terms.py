@@ -27,6 +27,7 @@ from jaxdistill.config.loss_schema import (
     TotalVariationTerm,
     ZLossTerm,
 )
+from jaxdistill.config.schema import TeacherChoice
 from jaxdistill.distill.feature_terms import make_feature_term
 from jaxdistill.distill.positions import IGNORED_LABEL, labelled, learned
 from jaxdistill.distill.schedules import Scheduled, make_schedule, number
@@ -124,11 +125,15 @@ class ZLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class _AgainstLogits:
-    """What terms between the student's and the teachers' logits share; they count the positions that are learned."""
+    """What terms between the student's and the teachers' logits share; they count the positions that are learned.
+
+    teacher_choice: several teachers are averaged, or each position learns from the most confident one.
+    """
 
     name: str
     weight: Scheduled
     teacher_weights: tuple[float, ...]
+    teacher_choice: TeacherChoice = "average"
     group: Literal["kd"] = "kd"
     student_outputs: Wanted = LOGITS
     coupled: bool = False
@@ -139,6 +144,15 @@ class _AgainstLogits:
 
     def where(self, batch: Batch) -> Bool[Array, "*B"]:
         return learned(batch)
+
+    def _target(self, teachers: Sequence[Signals], temperature: Any) -> Float[Array, "*B C"]:
+        """Logits whose softmax at `temperature` is what the teachers say together."""
+        logits = [teacher["logits"] for teacher in teachers]
+        if len(logits) == 1:
+            return logits[0]
+        if self.teacher_choice == "confidence":
+            return losses.most_confident_logits(logits)
+        return losses.mixture_logits(logits, weights=self.teacher_weights, temperature=temperature)
 
 
 _AT_TEMPERATURE = {
@@ -162,7 +176,7 @@ class LogitDivergence(_AgainstLogits):
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
         where, temperature = self.where(batch), number(self.temperature)
-        logits, target = student["logits"], _mixture(teachers, self.teacher_weights, temperature)
+        logits, target = student["logits"], self._target(teachers, temperature)
         if self.divergence == "jensen_shannon":
             assert self.beta is not None
             values = losses.jensen_shannon(logits, target, beta=self.beta, temperature=temperature, where=where)
@@ -180,7 +194,7 @@ class SkewedKL(_AgainstLogits):
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
         where, temperature = self.where(batch), number(self.temperature)
-        target = _mixture(teachers, self.teacher_weights, temperature)
+        target = self._target(teachers, temperature)
         values = losses.skewed_kl(student["logits"], target, skew=self.skew, temperature=temperature, where=where)
         return losses.masked_sum_count(values, where)[0]
 
@@ -196,7 +210,7 @@ class TAID(_AgainstLogits):
         where, temperature = self.where(batch), number(self.temperature)
         values = losses.taid(
             student["logits"],
-            _mixture(teachers, self.teacher_weights, temperature),
+            self._target(teachers, temperature),
             progress=number(self.progress),
             temperature=temperature,
             where=where,
@@ -219,7 +233,7 @@ class DecoupledKL(_AgainstLogits):
         where, temperature = self.where(batch), number(self.temperature)
         values = losses.dkd(
             student["logits"],
-            _mixture(teachers, self.teacher_weights, temperature),
+            self._target(teachers, temperature),
             batch["labels"],
             target_weight=self.target_weight,
             other_weight=self.other_weight,
@@ -243,7 +257,7 @@ class Correlation(_AgainstLogits):
         where, temperature = self.where(batch), number(self.temperature)
         value = losses.dist(
             student["logits"],
-            _mixture(teachers, self.teacher_weights, temperature),
+            self._target(teachers, temperature),
             inter_weight=self.inter_weight,
             intra_weight=self.intra_weight,
             temperature=temperature,
@@ -254,20 +268,17 @@ class Correlation(_AgainstLogits):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitMSE(_AgainstLogits):
-    """Mean squared error between the student's logits and the weighted mean of the teachers'."""
+    """Mean squared error between the student's logits and the weighted mean of the teachers', or the chosen one's."""
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
         where = self.where(batch)
-        logits = jnp.stack([teacher["logits"].astype(jnp.float32) for teacher in teachers])
-        shares = jnp.asarray(self.teacher_weights, jnp.float32) / sum(self.teacher_weights)
-        target = jnp.sum(shares.reshape(-1, *(1,) * (logits.ndim - 1)) * logits, axis=0)
+        logits = [teacher["logits"].astype(jnp.float32) for teacher in teachers]
+        if self.teacher_choice == "confidence":
+            target = losses.most_confident_logits(logits)
+        else:
+            shares = jnp.asarray(self.teacher_weights, jnp.float32) / sum(self.teacher_weights)
+            target = sum(share * each for share, each in zip(shares, logits, strict=True))
         return losses.masked_sum_count(losses.logit_mse(student["logits"], target, where=where), where)[0]
-
-
-def _mixture(teachers: Sequence[Signals], weights: tuple[float, ...], temperature: Any) -> Float[Array, "*B C"]:
-    """Logits whose softmax at `temperature` is the weighted mean of the teachers' probabilities there."""
-    logits = [teacher["logits"] for teacher in teachers]
-    return logits[0] if len(logits) == 1 else losses.mixture_logits(logits, weights=weights, temperature=temperature)
 
 
 # --- from the configuration ------------------------------------------------------------------------------------------
@@ -281,6 +292,7 @@ def make_term(
     depths: Sequence[int] = (),
     widths: Sequence[int] = (),
     total_steps: int | None = None,
+    teacher_choice: TeacherChoice = "average",
 ) -> Term:
     """The term a configuration describes.
 
@@ -291,6 +303,7 @@ def make_term(
       depths: layers of the student, then of each teacher; only terms that read layers need them.
       widths: of their hidden states; only terms with projections need them.
       total_steps: of the stage; only schedules in shares of it need them.
+      teacher_choice: terms on logits average several teachers, or take the most confident one at each position.
 
     Raises:
       ConfigError: layers that a model does not have, or depths, widths or steps that are needed and not given.
@@ -299,7 +312,7 @@ def make_term(
         make_schedule(getattr(config, key, 1.0), total_steps=total_steps) for key in ("weight", "temperature")
     )
     alone: dict[str, Any] = {"name": name, "weight": weight}
-    against: dict[str, Any] = alone | {"teacher_weights": teacher_weights}
+    against: dict[str, Any] = alone | {"teacher_weights": teacher_weights, "teacher_choice": teacher_choice}
     match config:
         case CrossEntropyTerm():
             return CrossEntropy(**alone, label_smoothing=config.label_smoothing)
@@ -328,4 +341,5 @@ def make_term(
                 **against, inter_weight=config.inter_weight, intra_weight=config.intra_weight, temperature=temperature
             )
         case _:
-            return make_feature_term(config, **against, temperature=temperature, depths=depths, widths=widths)
+            own = {"teacher_weights": teacher_weights, "temperature": temperature}
+            return make_feature_term(config, **alone, **own, depths=depths, widths=widths)

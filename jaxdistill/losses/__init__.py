@@ -6,7 +6,12 @@
 from jaxdistill.losses.attention import attention_kl, attention_mse, relation_kl
 from jaxdistill.losses.correlation import dist
 from jaxdistill.losses.decoupled import dkd
-from jaxdistill.losses.distillation import distillation_loss, ensemble_forward_kl, mixture_logits
+from jaxdistill.losses.distillation import (
+    distillation_loss,
+    ensemble_forward_kl,
+    mixture_logits,
+    most_confident_logits,
+)
 from jaxdistill.losses.divergences import (
     forward_kl,
     jensen_shannon,
@@ -51,6 +56,7 @@ __all__ = [
     "masked_mean",
     "masked_sum_count",
     "mixture_logits",
+    "most_confident_logits",
     "patient_loss",
     "relation_kl",
     "reverse_kl",

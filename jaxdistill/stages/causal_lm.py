@@ -16,13 +16,12 @@ from jaxdistill import data, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.data import text
-from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.teacher import OnlineTeacher, Teacher
 from jaxdistill.distill.top_k import StoredTeacher, TopKForm
 from jaxdistill.errors import CheckpointError
 from jaxdistill.parallel import batch_devices, host_share, place, whole_batches
 from jaxdistill.stages.inputs import SPLITS
-from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, depths, widths
+from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, stage_objective
 from jaxdistill.stages.stored_text import (
     StoredTextFeed,
     check_lasts,
@@ -300,13 +299,12 @@ class CausalLM:
             initial_params=lambda: self._initial_params(survey),
             teachers=taught.teachers,
             teacher_params=taught.params,
-            objective=make_objective(
-                stage.terms,
-                tuple(teacher.weight for teacher in stage.teachers),
+            objective=stage_objective(
+                stage,
+                survey.student,
+                loaded,
                 fused=self._fused(survey),
                 vocab_size=survey.vocab_size,
-                depths=depths(survey.student, loaded),
-                widths=widths(survey.student, loaded),
                 total_steps=steps,
                 stored_temperatures=taught.temperatures,
             ),

@@ -10,14 +10,13 @@ import numpy as np
 
 from jaxdistill import data, losses, models
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
-from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
 from jaxdistill.distill.teacher_cache import compute_logits, forward_batches, rows_and_ids
 from jaxdistill.errors import ConfigError
 from jaxdistill.parallel import host_share, replicate, whole_batches
 from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed
 from jaxdistill.stages.inputs import SPLITS, LabelledRows
-from jaxdistill.stages.loading import LoadedTeacher, Loading, depths, widths
+from jaxdistill.stages.loading import LoadedTeacher, Loading, stage_objective
 from jaxdistill.stages.stored_logits import logits_content, logits_files, stored_logits
 from jaxdistill.stages.teacher_files import TeacherFiles, cache_directory, check_cache, opened_cache
 from jaxdistill.train.cost import compile_steps
@@ -205,13 +204,7 @@ class Classification:
             initial_params=lambda: self.encoders.initial_params(survey),
             teachers=tuple(teachers),
             teacher_params=tuple(teacher_params),
-            objective=make_objective(
-                stage.terms,
-                tuple(teacher.weight for teacher in stage.teachers),
-                depths=depths(survey.student, loaded),
-                widths=widths(survey.student, loaded),
-                total_steps=steps,
-            ),
+            objective=stage_objective(stage, survey.student, loaded, total_steps=steps),
             feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths, host_share(mesh)),
             total_steps=steps,
             steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),

@@ -16,6 +16,7 @@ from jaxdistill import data, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.distill.layer_maps import describe_layers
+from jaxdistill.distill.objective import Objective, make_objective
 from jaxdistill.distill.shard_files import StoredRows
 from jaxdistill.distill.term_checks import check_terms
 from jaxdistill.distill.warm_start import check_warm_start, warm_start
@@ -49,6 +50,21 @@ class LoadedTeacher:
     model: models.Model
     params: Params
     identity: str
+
+
+def stage_objective(stage: ChainStage, student: models.Model, teachers: Sequence[Any], **own: Any) -> Objective:
+    """The objective of a stage's terms, its models being known; `teachers`: anything with a `model`.
+
+    `own`: arguments of `make_objective` that the task decides.
+    """
+    return make_objective(
+        stage.terms,
+        tuple(teacher.weight for teacher in stage.teachers),
+        depths=depths(student, teachers),
+        widths=widths(student, teachers),
+        teacher_choice=stage.config.teacher_choice,
+        **own,
+    )
 
 
 def depths(student: models.Model, teachers: Sequence[Any]) -> tuple[int, ...]:

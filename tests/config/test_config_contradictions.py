@@ -40,6 +40,17 @@ CASES = {
         run(TEACHER, stage("student", teacher=["teacher", "x"])),
         "stages.1.teacher.1: no stage is named 'x'",
     ),
+    "nobody to choose among": (
+        run(TEACHER, stage("student", teacher_choice="confidence")),
+        "stages.1.teacher_choice: got 'confidence', which chooses among several teachers",
+    ),
+    "a choice among weighted teachers": (
+        run(
+            TEACHER,
+            stage("student", teacher=["teacher", {"asset": "minilm-l6", "weight": 2}], teacher_choice="confidence"),
+        ),
+        "stages.1.teacher_choice: got 'confidence', which takes one teacher whole at each example; remove the",
+    ),
     "no teacher in a list": (run(TEACHER, stage("student", teacher=[])), "stages.1.teacher: got an empty list"),
     "two kinds of teacher": (
         run(TEACHER, stage("student", teacher={"stage": "teacher", "asset": "minilm-l6"})),

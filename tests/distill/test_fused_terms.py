@@ -116,6 +116,13 @@ def test_terms_that_cannot_be_fused(terms, reason):
     assert make_objective(terms, (1.0,), fused="auto").fused is None
 
 
+def test_the_most_confident_teacher_needs_whole_logits():
+    with pytest.raises(ConfigError, match="known from whole logits only"):
+        make_objective((KL,), (1.0, 1.0), fused="on", teacher_choice="confidence")
+    assert make_objective((KL,), (1.0, 1.0), fused="auto", teacher_choice="confidence").fused is None
+    assert make_objective((KL,), (1.0,), fused="auto", teacher_choice="confidence").fused is not None
+
+
 def test_one_device_needs_no_collective(data):
     heads, batch = data
     objective = make_objective((KL, CE), (1.0,), fused="on")

@@ -89,6 +89,22 @@ def test_several_teachers_are_averaged_as_probabilities_at_the_terms_temperature
     np.testing.assert_allclose(evaluate(objective, data, 2)[0], expected, rtol=3e-6)
 
 
+@pytest.mark.parametrize("kind", ["forward_kl", "logit_mse"])
+def test_each_row_may_learn_from_its_most_confident_teacher(data, kind):
+    """All in one traced program; filler rows, whose logits are NaN, choose nobody."""
+    both = np.stack(data["teachers"])[:, :REAL].astype(np.float64)
+    chosen = softmax(both, axis=-1).max(-1).argmax(0)
+    assert set(chosen) == {0, 1}
+    target = both[chosen, np.arange(REAL)]
+    expected = {
+        "forward_kl": kl(data["student"], softmax(target / 2.0, axis=-1), 2.0) / REAL,
+        "logit_mse": np.mean((data["student"][:REAL] - target) ** 2),
+    }[kind]
+    term = DivergenceTerm("forward_kl", temperature=2.0) if kind == "forward_kl" else LogitMSETerm("logit_mse")
+    objective = make_objective([term], [1.0, 1.0], teacher_choice="confidence")
+    np.testing.assert_allclose(jax.jit(lambda: evaluate(objective, data, 2)[0])(), expected, rtol=3e-6)
+
+
 def test_logit_mse_takes_the_weighted_mean_of_the_logits(data):
     target = (2 * data["teachers"][0][:REAL].astype(np.float64) + data["teachers"][1][:REAL]) / 3
     expected = np.mean((data["student"][:REAL] - target) ** 2)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxdistill.config.loss_schema import PresetConfig
-from jaxdistill.config.recipes import expand_loss
+from jaxdistill.config.recipes import expand_loss, stage_phases
+from jaxdistill.config.schema import StageConfig, TrainConfig
 from jaxdistill.distill import make_objective
 
 KL, KL_AT_1, CE = 2 * log(4 / 3), log(5 / 3), log(10)
@@ -28,11 +29,33 @@ BATCH = {
 }
 
 
-def loss(preset, student=None, teacher=None, batch=BATCH, logits=((STUDENT,), (TEACHER,)), **keys):
-    """Loss of the preset; student and teacher: further signals by name, {layer as the model counts: values}."""
-    objective = make_objective(
-        expand_loss(PresetConfig(preset, **keys), has_teacher=True), [1.0], depths=DEPTHS, fused="off"
-    )
+def loss(preset, student=None, teacher=None, *, depths=DEPTHS, **keys):
+    """Loss of a preset that is one training; further arguments as `value`, and the preset's own."""
+    rest = {name: keys.pop(name) for name in ("batch", "logits") if name in keys}
+    terms = expand_loss(PresetConfig(preset, **keys), has_teacher=True)
+    return value(terms, student, teacher, depths=depths, **rest)
+
+
+def phase(preset, index, student=None, teacher=None, *, depths, widths=(), projections=None, **keys):
+    """Loss of one phase of a preset."""
+    stage = StageConfig(name="student", train=TrainConfig(steps=10), loss=PresetConfig(preset, **keys))
+    terms = stage_phases(stage, has_teacher=True)[index].terms
+    return value(terms, student, teacher, depths=depths, widths=widths, projections=projections)
+
+
+def value(
+    terms,
+    student=None,
+    teacher=None,
+    *,
+    depths,
+    batch=BATCH,
+    logits=((STUDENT,), (TEACHER,)),
+    widths=(),
+    projections=None,
+):
+    """Loss of these terms; student and teacher: signals by name, {layer as the model counts: values}."""
+    objective = make_objective(terms, [1.0], depths=depths, widths=widths, fused="off")
     signals = []
     for request, of_layers, own in (
         (objective.student_outputs, student or {}, logits[0]),
@@ -43,8 +66,10 @@ def loss(preset, student=None, teacher=None, batch=BATCH, logits=((STUDENT,), (T
         arrays = {
             name: jnp.asarray([values[k] for k in layers[name]], jnp.float32) for name, values in of_layers.items()
         }
-        signals.append(arrays | {"logits": jnp.asarray(own, jnp.float32)})
-    return float(objective(signals[0], signals[1:], batch, counts=objective.counts(batch))[0])
+        signals.append(arrays | ({"logits": jnp.asarray(own, jnp.float32)} if "logits" in request else {}))
+    kernels = {term: {"teacher_1": jnp.asarray(each, jnp.float32)} for term, each in (projections or {}).items()}
+    counts = objective.counts(batch)
+    return float(objective(signals[0], signals[1:], batch, counts=counts, projections=kernels)[0])
 
 
 @pytest.mark.parametrize(
@@ -137,3 +162,58 @@ def test_minilm_v2():
     expected = (log((1 + e) / 2) - 0.5) / 2 + log(4 / 3) / 2 / 2
     got = loss("minilm_v2", student, teacher, layers=((-1, -2),))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_minilm_v2_between_other_heads_and_widths():
+    """A student of two heads one wide, a teacher of one head three wide, one relation head: the student's values are
+    (1, 0) and (0, 1), which relate each token (e^a, 1) with a = 1/√2; the teacher's zeros relate all alike."""
+    values = [[[1], [0]], [[0], [1]], [[NAN], [NAN]]]
+    nothing = np.zeros((3, 2, 1))
+    student = {"qkv": {2: np.asarray([nothing, nothing, values])[:, None]}}
+    teacher = {"qkv": {5: np.zeros((3, 1, 3, 1, 3))}}
+    a = 1 / sqrt(2)
+    got = loss("minilm_v2", student, teacher, relation_heads=1)
+    np.testing.assert_allclose(got, log((1 + e**a) / 2) - a / 2, rtol=1e-6)
+
+
+# A student one wide, its teacher two: W = (1, 2) makes (1, 2) of 1.
+SMALL = {1: [[[1], [-1], [NAN]]], 2: [[[2], [0], [NAN]]]}
+LARGE = {2: [[[0, 0], [-1, -2], PADDING]], 4: [[[2, 4], [1, 1], PADDING]]}
+
+
+def test_fitnets():
+    """Hint: (1, 2) − (0, 0) squared is 5/2 on the average, and nothing is left of (−1, −2); then as Hinton."""
+    student, teacher = {"hidden_states": {1: SMALL[1]}}, {"hidden_states": {2: LARGE[2]}}
+    kernels = {"hidden_state_mse": [[[1, 2]]]}
+    hint = phase("fitnets", 0, student, teacher, depths=(2, 4), widths=(1, 2), projections=kernels)
+    np.testing.assert_allclose(hint, (5 / 2 + 0) / 2, rtol=1e-6)
+    np.testing.assert_allclose(phase("fitnets", 1, depths=(2, 4)), 0.7 * KL + 0.3 * CE, rtol=1e-6)
+    own = phase("fitnets", 1, depths=(2, 4), temperature=1.0, alpha=0.25)
+    np.testing.assert_allclose(own, 0.25 * KL_AT_1 + 0.75 * CE, rtol=1e-6)
+
+
+def two_heads(first, second):
+    """Scores of two heads, padding neither query nor key."""
+    return [[scores(*first)[0][0], scores(*second)[0][0]]]
+
+
+def test_tinybert():
+    """Added up: embeddings, W_e = (3, 0), of 1 and 2 are (3, 0) and (6, 0): 16/2 and 0, mean 4. Hidden states of the
+    two layers: 5/4 as for FitNets, and (0 + 1)/2. Attention scores: of four pairs of head and token one differs by
+    (1, 0), 1/8; in the last layer all by 2: 4. Then cross-entropy −½·ln(1/10) − ½·ln(9/10)."""
+    same = ((7, 8), (9, 9))
+    student = {
+        "hidden_states": {0: [[[1], [2], [NAN]]], **SMALL},
+        "attention_scores": {0: two_heads(((1, 0), (5, 5)), same), 1: two_heads(same, same)},
+    }
+    teacher = {
+        "hidden_states": {0: [[[3, 4], [6, 0], PADDING]], **LARGE},
+        "attention_scores": {
+            1: two_heads(((0, 0), (5, 5)), same),
+            3: two_heads(((9, 6), (11, 11)), ((5, 10), (7, 11))),
+        },
+    }
+    kernels = {"embedding_mse": [[[3, 0]]], "hidden_state_mse": [[[1, 2]]]}
+    between = phase("tinybert", 0, student, teacher, depths=(2, 4), widths=(1, 2), projections=kernels)
+    np.testing.assert_allclose(between, 4 + (5 / 4 + 1 / 2) + (1 / 8 + 4), rtol=1e-6)
+    np.testing.assert_allclose(phase("tinybert", 1, depths=(2, 4)), log(10 / 3), rtol=1e-6)

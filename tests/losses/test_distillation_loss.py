@@ -99,6 +99,26 @@ def test_ensemble_teachers_receive_exactly_zero_gradient_and_masks_hold():
     assert np.isfinite(pull_back(jnp.ones(B))[0]).all()
 
 
+def test_the_most_confident_teacher_is_taken_position_by_position():
+    """By its highest probability, whatever constant a teacher adds to its logits; of equals the first."""
+    teachers = logits(5, 3)
+    teachers[1] += 100
+    teachers[2, :, 3] = -np.inf
+    teachers[2, 1] = teachers[0, 1]
+    confidence = softmax(teachers.astype(np.float64), axis=-1).max(-1)
+    expected = np.take_along_axis(teachers, confidence.argmax(0)[None, :, None], axis=0)[0]
+    chosen = jax.jit(losses.most_confident_logits)(list(teachers))
+    np.testing.assert_array_equal(chosen, expected)
+    assert len(set(confidence.argmax(0))) > 1
+    np.testing.assert_array_equal(losses.most_confident_logits(teachers[:1]), teachers[0])
+    for spoilt in (0, 2):  # which must show, not be passed over for another teacher
+        broken = teachers.copy()
+        broken[spoilt, 4, 0] = np.nan
+        assert np.isnan(losses.most_confident_logits(list(broken))[4, 0])
+    gradient = jax.grad(lambda teachers: losses.most_confident_logits(teachers)[0, 0])(list(teachers))
+    assert all((np.asarray(each) == 0).all() for each in gradient)
+
+
 def test_bad_ensembles_are_named():
     teachers, student = list(logits(1, 2)), logits(2, 1)[0]
     with pytest.raises(ValueError, match="at least one teacher"):

@@ -20,9 +20,26 @@ def per_position(student, teacher, labels, where):
     total += losses.logit_mse(student, teacher, where=where)
     total += losses.total_variation(student, teacher, temperature=2.0, where=where)
     total += losses.ensemble_forward_kl(student, [teacher, -teacher], temperature=2.0, where=where)
+    total += losses.skewed_kl(student, teacher, skew=0.2, temperature=2.0, where=where)
+    total += losses.taid(student, teacher, progress=0.3, where=where)
+    total += losses.dkd(student, teacher, labels, target_weight=1.0, other_weight=2.0, where=where)
+    total += losses.forward_kl(student, losses.most_confident_logits([teacher, -teacher]), where=where)
+    total += losses.z_loss(student, where=where)
     for name in ("forward_kl", "reverse_kl", "jensen_shannon", "soft_cross_entropy"):
         total += getattr(losses, name)(student, teacher, temperature=2.0, where=where)
-    return total
+    for name in ("hidden_state_mse", "embedding_mse", "cosine_distance", "patient_loss"):
+        total += getattr(losses, name)(student, teacher, where=where)
+    return total + between_layers(student, teacher, where)
+
+
+def between_layers(student, teacher, where):
+    """Losses of attention, on rows of one head and two tokens made of the first four classes."""
+    tokens = jnp.stack([where, where], axis=-1)
+    pair = [logits[..., :4].reshape(*where.shape, 2, 2) for logits in (student, teacher)]
+    values = losses.relation_kl(*pair, num_relation_heads=1, where=tokens)
+    for name in ("attention_kl", "attention_mse"):
+        values += getattr(losses, name)(*(scores[..., None, :, :] for scores in pair), where=tokens)
+    return jnp.sum(values, axis=-1)
 
 
 def mean_loss(weights, features, teacher, labels, where, axis_name=None):

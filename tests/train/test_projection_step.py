@@ -14,15 +14,16 @@ from one_step import assert_same_step
 from toy_encoder import make_batch
 
 from jaxdistill import models
-from jaxdistill.config.loss_schema import EmbeddingTerm, HiddenStateTerm
+from jaxdistill.config.loss_schema import EmbeddingTerm, HiddenStateTerm, Schedule
 from jaxdistill.config.schema import ParallelConfig, TrainConfig
 from jaxdistill.distill import OnlineTeacher, make_objective
 from jaxdistill.parallel import make_mesh
 from jaxdistill.train import build_optimizer, init_state, make_train_step
 
+HALF = Schedule("steps", values=(0.25, 0.5), at=(1,))  # a switch within a stage is no other program
 TERMS = (
     EmbeddingTerm("embedding_mse", projection="shared"),
-    HiddenStateTerm("hidden_state_mse", layers=((0, 1), (1, 0)), projection="per_pair", weight=0.5),
+    HiddenStateTerm("hidden_state_mse", layers=((0, 1), (1, 0)), projection="per_pair", weight=HALF),
 )
 
 
