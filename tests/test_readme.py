@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import shlex
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jaxdistill import models
 from jaxdistill.config import build_chain, load_run, run_from_dict
@@ -61,15 +65,66 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_exported_student_loads_in_transformers(material: Path):
     pytest.importorskip("torch")
-    exported, _ = blocks("python")
+    exported, _, _ = blocks("python")
     names: dict[str, Any] = {}
     exec(put(exported, **{"runs/reviews/stages/assistant/student": material / "model"}), names)
     assert names["model"].config.num_labels == 2
 
 
+def layers_of(key, *sizes):
+    pairs = itertools.pairwise(sizes)
+    return [
+        (jax.random.normal(jax.random.fold_in(key, n), pair) / pair[0] ** 0.5, jnp.zeros(pair[1]))
+        for n, pair in enumerate(pairs)
+    ]
+
+
+def test_the_losses_teach_anybodys_model():
+    """The student comes to agree with its teacher; its gradient is the same by every way of spreading the batch."""
+    _, example, _ = blocks("python")
+    names: dict[str, Any] = {}
+    with jax.numpy_rank_promotion("allow"):  # as anybody writes x @ w + b
+        exec(example, names)
+        mlp, step, loss = names["mlp"], names["step"], names["loss"]
+        teacher, student = layers_of(jax.random.key(0), 6, 16, 4), layers_of(jax.random.key(1), 6, 8, 4)
+        x = jax.random.normal(jax.random.key(2), (64, 6))
+        labels = jnp.argmax(mlp(teacher, x), -1).at[:8].set(-100)
+
+        def agreement():
+            return float(jnp.mean(jnp.argmax(mlp(student, x), -1) == jnp.argmax(mlp(teacher, x), -1)))
+
+        before, values = agreement(), []
+        for _ in range(200):
+            student, value = step(student, teacher, x, labels)
+            values.append(float(value))
+        assert values[-1] < values[0] / 4
+        assert agreement() > before + 0.3
+
+        whole = jax.jit(jax.grad(loss))(student, teacher, x, labels)
+        parts = [array.reshape(8, 8, *array.shape[1:]) for array in (x, labels)]
+
+        def averaged(x, labels):
+            return jax.lax.pmean(jax.grad(loss)(student, teacher, x, labels, "data"), "data")
+
+        mesh, own, everywhere = Mesh(np.array(jax.devices()), ("data",)), P("data"), P()
+        spread = jax.shard_map(
+            lambda *arguments: jax.grad(loss)(*arguments, "data"),
+            mesh=mesh,
+            in_specs=(everywhere, everywhere, own, own),
+            out_specs=everywhere,
+        )
+        found = [
+            jax.tree.map(lambda each: each[0], jax.pmap(averaged, axis_name="data")(*parts)),
+            jax.tree.map(lambda each: each[3], jax.vmap(averaged, axis_name="data")(*parts)),
+            jax.jit(spread)(student, teacher, x, labels),
+        ]
+        for gradient in found:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, whole)
+
+
 def test_the_library_example_runs(material: Path):
     """On few steps and a narrow student; the names that its first half takes as given are given here."""
-    _, example = blocks("python")
+    _, _, example = blocks("python")
     code = put(
         example,
         **{

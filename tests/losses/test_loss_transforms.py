@@ -20,30 +20,30 @@ def per_position(student, teacher, labels, where):
     total += losses.logit_mse(student, teacher, where=where)
     total += losses.total_variation(student, teacher, temperature=2.0, where=where)
     total += losses.ensemble_forward_kl(student, [teacher, -teacher], temperature=2.0, where=where)
-    total += losses.skewed_kl(student, teacher, skew=0.2, temperature=2.0, where=where)
+    for name in ("forward_kl", "reverse_kl", "jensen_shannon", "soft_cross_entropy"):
+        total += getattr(losses, name)(student, teacher, temperature=2.0, where=where)
+    return total
+
+
+def other_losses(student, teacher, labels, where):
+    """The sum of the rest, those of attention on rows of one head and two tokens made of the first four classes."""
+    total = losses.skewed_kl(student, teacher, skew=0.2, temperature=2.0, where=where)
     total += losses.taid(student, teacher, progress=0.3, where=where)
     total += losses.dkd(student, teacher, labels, target_weight=1.0, other_weight=2.0, where=where)
     total += losses.forward_kl(student, losses.most_confident_logits([teacher, -teacher]), where=where)
     total += losses.z_loss(student, where=where)
-    for name in ("forward_kl", "reverse_kl", "jensen_shannon", "soft_cross_entropy"):
-        total += getattr(losses, name)(student, teacher, temperature=2.0, where=where)
     for name in ("hidden_state_mse", "embedding_mse", "cosine_distance", "patient_loss"):
         total += getattr(losses, name)(student, teacher, where=where)
-    return total + between_layers(student, teacher, where)
-
-
-def between_layers(student, teacher, where):
-    """Losses of attention, on rows of one head and two tokens made of the first four classes."""
     tokens = jnp.stack([where, where], axis=-1)
     pair = [logits[..., :4].reshape(*where.shape, 2, 2) for logits in (student, teacher)]
     values = losses.relation_kl(*pair, num_relation_heads=1, where=tokens)
     for name in ("attention_kl", "attention_mse"):
         values += getattr(losses, name)(*(scores[..., None, :, :] for scores in pair), where=tokens)
-    return jnp.sum(values, axis=-1)
+    return total + jnp.sum(values, axis=-1)
 
 
-def mean_loss(weights, features, teacher, labels, where, axis_name=None):
-    return losses.masked_mean(per_position(features @ weights, teacher, labels, where), where, axis_name=axis_name)
+def mean_loss(weights, features, teacher, labels, where, axis_name=None, of=per_position):
+    return losses.masked_mean(of(features @ weights, teacher, labels, where), where, axis_name=axis_name)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,27 @@ def test_shard_map_over_eight_devices(inputs, whole, inside):
     mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=outputs)
     loss, gradient = jax.jit(mapped if inside else jax.value_and_grad(mapped))(weights, *batch)
     assert_whole(loss, gradient, whole)
+
+
+@pytest.mark.slow
+def test_the_other_losses_over_eight_devices(inputs):
+    """Each device's gradient by pmap, shard_map and vmap, which are parts of the whole's; and over devices its mean."""
+    weights, batch = inputs
+    step = jax.value_and_grad(lambda *arguments: mean_loss(*arguments, "data", other_losses))
+    whole = jax.jit(jax.value_and_grad(lambda *arguments: mean_loss(*arguments, of=other_losses)))(weights, *batch)
+
+    def averaged(*arguments):
+        loss, gradient = step(*arguments)
+        return loss, jax.lax.pmean(gradient, "data")
+
+    for spread in (jax.pmap, jax.vmap):
+        losses_, gradients = spread(averaged, axis_name="data", in_axes=(None, 0, 0, 0, 0))(weights, *by_device(batch))
+        for gradient in gradients:
+            assert_whole(losses_, gradient, whole)
+    specs = (PartitionSpec(), ON_DATA, ON_DATA, ON_DATA, ON_DATA)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(PartitionSpec(), PartitionSpec()))
+    assert_whole(*jax.jit(mapped)(weights, *batch), whole)
 
 
 def test_vmap_over_an_axis_name_and_without(inputs, whole):
