@@ -277,7 +277,8 @@ class LogitMSE(_AgainstLogits):
             target = losses.most_confident_logits(logits)
         else:
             shares = jnp.asarray(self.teacher_weights, jnp.float32) / sum(self.teacher_weights)
-            target = sum(share * each for share, each in zip(shares, logits, strict=True))
+            stacked = jnp.stack(logits)
+            target = jnp.sum(shares.reshape(-1, *(1,) * (stacked.ndim - 1)) * stacked, axis=0)
         return losses.masked_sum_count(losses.logit_mse(student["logits"], target, where=where), where)[0]
 
 

@@ -13,14 +13,13 @@ from jaxdistill import data, losses, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.config.data_schema import DataConfig
-from jaxdistill.distill.objective import make_objective
 from jaxdistill.distill.positions import labelled
 from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.distill.teacher_cache import forward_logits
 from jaxdistill.parallel import batch_sharding, host_share, place, replicate, whole_batches
 from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed, Labels
 from jaxdistill.stages.inputs import SPLITS, reading
-from jaxdistill.stages.loading import LoadedTeacher, Loading, depths, widths
+from jaxdistill.stages.loading import LoadedTeacher, Loading, stage_objective
 from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.job import Job
 from jaxdistill.typing import Params
@@ -224,13 +223,7 @@ class OverPositions(Generic[C, D]):
             initial_params=lambda: self.encoders.initial_params(survey),
             teachers=teachers,
             teacher_params=tuple(teacher.params for teacher in loaded),
-            objective=make_objective(
-                stage.terms,
-                tuple(teacher.weight for teacher in stage.teachers),
-                depths=depths(survey.student, loaded),
-                widths=widths(survey.student, loaded),
-                total_steps=steps,
-            ),
+            objective=stage_objective(stage, survey.student, loaded, total_steps=steps),
             feed=LabelledFeed(rows, stage.data.batching, stage.data.shuffle_window, lengths, share),
             total_steps=steps,
             steps_per_epoch=data.steps_per_epoch(len(rows), settings.batch_size),
