@@ -69,8 +69,7 @@ def _copy_layers(
     lines = [f"layers 0 … {count - 1} from teacher layers {', '.join(map(str, indices))} ({how})"]
     taken = []
     for name in sorted(params.keys() - {"embeddings", "encoder"}):
-        # DistilBERT squashes its pooled output otherwise: the same numbers would mean something else there
-        if not _same_head(own, theirs) or _shapes(params[name]) != _shapes(teacher_params.get(name)):
+        if not _same_head(student.task, own, theirs) or _shapes(params[name]) != _shapes(teacher_params.get(name)):
             continue
         source = teacher_params
         if name == "classifier" and own.id2label is not None and theirs.id2label is not None:
@@ -95,8 +94,11 @@ def _check_widths(own: EncoderConfig, theirs: EncoderConfig) -> None:
         )
 
 
-def _same_head(own: EncoderConfig, theirs: EncoderConfig) -> bool:
-    return (own.model_type == "distilbert") == (theirs.model_type == "distilbert")
+def _same_head(task: str, own: EncoderConfig, theirs: EncoderConfig) -> bool:
+    """Whether the numbers of one's head mean the same in the other's."""
+    if task == "masked_lm":
+        return own.head_act == theirs.head_act
+    return (own.model_type == "distilbert") == (theirs.model_type == "distilbert")  # which squashes otherwise
 
 
 def _shapes(tree: Any) -> Any:

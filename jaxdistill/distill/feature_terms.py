@@ -30,7 +30,7 @@ from jaxdistill.config.loss_schema import (
     SimilarityTerm,
 )
 from jaxdistill.distill.layer_maps import Pairs, term_pairs
-from jaxdistill.distill.positions import attended, document_ends, packed, real_examples, tokens
+from jaxdistill.distill.positions import attended, packed, real_examples, summaries, tokens
 from jaxdistill.distill.projections import Projection, project, teacher_name
 from jaxdistill.distill.schedules import Scheduled, number
 from jaxdistill.distill.signals import Wanted
@@ -142,10 +142,10 @@ class States(_OfVectors):
 
 @dataclass(frozen=True, kw_only=True)
 class Patient(_OfVectors):
-    """Squared distance of normalised states: an encoder's first token, or the last of each packed document."""
+    """Squared distance of normalised states: an encoder's first token, a decoder's last, of each packed document."""
 
     def where(self, batch: Batch) -> Bool[Array, "*B"]:
-        return document_ends(batch) if packed(batch) else real_examples(batch)
+        return summaries(batch) if packed(batch) else real_examples(batch)
 
     def total(self, student: Signals, teachers: Sequence[Signals], batch: Batch) -> Scalar:
         where, every = self.where(batch), packed(batch)

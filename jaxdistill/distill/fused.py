@@ -175,13 +175,15 @@ def _at_least_one(count: Scalar) -> Scalar:
 def _head(signals: Signals) -> dict[str, Array]:
     """A head without bias: the bias becomes one more row of the kernel, and a channel of ones; a table stays one."""
     head: dict[str, Array] = dict(signals["head"])
-    bias = head.pop("bias", None)
+    bias, name = head.pop("bias", None), "table" if "table" in head else "kernel"
     if bias is None:
-        return {name: head[name] for name in ("input", "table" if "table" in head else "kernel")}
+        return {key: head[key] for key in ("input", name)}
     ones = jnp.ones((*head["input"].shape[:-1], 1), head["input"].dtype)
+    width = 1 if name == "table" else 0
+    bias = jnp.expand_dims(bias.astype(head[name].dtype), width)
     return {
         "input": jnp.concatenate([head["input"], ones], axis=-1),
-        "kernel": jnp.concatenate([head["kernel"], bias[None].astype(head["kernel"].dtype)], axis=0),
+        name: jnp.concatenate([head[name], bias], axis=width),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jaxdistill.models.attention import same_segment
 from jaxdistill.models.causal_attention import causal_mask
 from jaxdistill.typing import Array, Batch, Bool
 
@@ -34,15 +35,21 @@ def tokens(batch: Batch) -> Bool[Array, "B S"]:
 
 
 def packed(batch: Batch) -> bool:
-    """Whether rows hold documents of a causal language model, which is where segment_ids are."""
+    """Whether rows hold several documents, which is where segment_ids are: of a causal or a masked language model."""
     return "segment_ids" in batch
 
 
-def document_ends(batch: Batch) -> Bool[Array, "B S"]:
-    """The last token of each packed document, the only one that has seen the whole of it."""
+def masked_lm(batch: Batch) -> bool:
+    """Whether it is a masked language model's batch, whose tokens attend to both sides."""
+    return "masked_positions" in batch
+
+
+def summaries(batch: Batch) -> Bool[Array, "B S"]:
+    """The token of each packed document that stands for the whole: an encoder's first, a decoder's last."""
     segments = batch["segment_ids"]
-    following = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
-    return tokens(batch) & (segments != following)
+    before, after = ((1, 0), (0, -1)) if masked_lm(batch) else ((0, 1), (1, None))
+    neighbours = jnp.pad(segments[:, slice(*after)], ((0, 0), before))
+    return tokens(batch) & (segments != neighbours)
 
 
 def attended(batch: Batch) -> Bool[Array, "B S S"] | None:
@@ -50,4 +57,4 @@ def attended(batch: Batch) -> Bool[Array, "B S S"] | None:
     if not packed(batch):
         return None
     segments = batch["segment_ids"]
-    return causal_mask(segments.shape[1], segments, window=None)[:, 0]
+    return same_segment(segments) if masked_lm(batch) else causal_mask(segments.shape[1], segments, window=None)[:, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxdistill.models.build import Model, build, init_placed, parameter_bytes, parameter_count, parameter_shapes
 from jaxdistill.models.classes import class_order, reorder_classes
 from jaxdistill.models.config import EncoderConfig, ModelConfig, config_from_hf, positions, task_from_hf
-from jaxdistill.models.convert.load import LoadReport, from_pretrained
+from jaxdistill.models.convert.load import LoadReport, from_pretrained, missing_head
 from jaxdistill.models.convert.save import save_pretrained
 from jaxdistill.models.derive import decoder_parameters, derive_config, resolve_derived, student_config
 from jaxdistill.models.hub import resolve
@@ -36,6 +36,7 @@ __all__ = [
     "describe_quantisation",
     "from_pretrained",
     "init_placed",
+    "missing_head",
     "parameter_bytes",
     "parameter_count",
     "parameter_shapes",

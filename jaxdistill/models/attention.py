@@ -9,7 +9,7 @@ from flax import nnx
 from jaxdistill.models.config import EncoderConfig
 from jaxdistill.models.dropout import Site, dropout
 from jaxdistill.models.layers import Dense, affine
-from jaxdistill.typing import Array, Float
+from jaxdistill.typing import Array, Bool, Float
 
 
 class SelfAttention(nnx.Module):
@@ -26,7 +26,7 @@ class SelfAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        bias: Float[Array, "B 1 1 S"],
+        bias: Float[Array, "B 1 _ S"],
         *,
         seeds: Array | None,
         layer: Array | int,
@@ -61,10 +61,20 @@ class SelfAttention(nnx.Module):
         return query, both[:, :, 0], both[:, :, 1]
 
 
-def attention_bias(attention_mask: Array) -> Float[Array, "B 1 1 S"]:
-    """0 where the mask is set and the most negative finite float32 elsewhere, so an all-masked row stays finite."""
-    lowest = jnp.finfo(jnp.float32).min
-    return jnp.where(attention_mask[:, None, None, :].astype(bool), 0.0, lowest).astype(jnp.float32)
+def attention_bias(attention_mask: Array, segment_ids: Array | None = None) -> Float[Array, "B 1 _ S"]:
+    """0 where the mask is set and the most negative finite float32 elsewhere, so an all-masked row stays finite.
+
+    [B, 1, 1, S]; with segments [B, 1, S, S], a token's own segment alone.
+    """
+    allowed = attention_mask[:, None, None, :].astype(bool)
+    if segment_ids is not None:
+        allowed = allowed & same_segment(segment_ids)[:, None]
+    return jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
+
+
+def same_segment(segment_ids: Array) -> Bool[Array, "B S S"]:
+    """Which tokens (last axis) are in the segment of each token."""
+    return segment_ids[:, :, None] == segment_ids[:, None, :]
 
 
 @jax.custom_jvp

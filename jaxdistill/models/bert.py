@@ -46,7 +46,7 @@ class Embeddings(nnx.Module):
     def __call__(self, batch: Batch, *, seeds: Array | None) -> Float[Array, "B S D"]:
         """Embeddings of `input_ids` (and `token_type_ids` where the architecture has them)."""
         ids = batch["input_ids"]
-        x = self._words(ids) + self._positions(ids, batch["attention_mask"])
+        x = self._words(ids) + self._positions(batch)
         if self.config.type_vocab_size:
             x = x + self._token_types(batch.get("token_type_ids"), ids.ndim)
         return dropout(self.norm(x), seeds, rate=self.config.hidden_dropout_prob, site=Site.EMBEDDINGS)
@@ -56,12 +56,14 @@ class Embeddings(nnx.Module):
             return self.word_projection(lookup(self.word_table[...], ids, dtype=self.word_table.dtype))
         return lookup(self.word[...], ids, dtype=self.dtype)
 
-    def _positions(self, ids: Array, mask: Array) -> Array:
-        table = self.position[...].astype(self.dtype)
-        if self.config.model_type != "roberta":
+    def _positions(self, batch: Batch) -> Array:
+        table, ids = self.position[...].astype(self.dtype), batch["input_ids"]
+        roberta, padding = self.config.model_type == "roberta", self.config.pad_token_id
+        if "positions" in batch:  # several texts a row, each counted from 0
+            return gather(table, batch["positions"] + (padding + 1 if roberta else 0))
+        if not roberta:
             return table[None, : ids.shape[1]]
-        padding = self.config.pad_token_id
-        real = ((ids != padding) & mask.astype(bool)).astype(jnp.int32)
+        real = ((ids != padding) & batch["attention_mask"].astype(bool)).astype(jnp.int32)
         return gather(table, jnp.cumsum(real, axis=1) * real + padding)
 
     def _token_types(self, types: Array | None, ndim: int) -> Array:
@@ -179,17 +181,19 @@ class MaskedLMNetwork(nnx.Module):
         self.config = config
 
     def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
-        """The signals asked for; logits are [B, S, V]."""
+        """The signals asked for; logits are [B, S, V], or [B, K, V] at the batch's `masked_positions` [B, K]."""
         hidden, signals = _encode(self.embeddings, batch, layers, request=request, seeds=seeds, first_only=False)
         if request.names & {"logits", "head"}:
-            # RoBERTa's head is GELU whatever its encoder's activation.
-            name = "gelu" if self.config.model_type == "roberta" else self.config.hidden_act
-            x = self.transform_norm(activation(name)(self.transform(hidden)))
+            if "masked_positions" in batch:  # the head is most of a small model's work: nowhere else is it computed
+                hidden = jnp.take_along_axis(hidden, batch["masked_positions"][..., None], axis=1, mode="clip")
+            x = self.transform_norm(activation(self.config.head_act)(self.transform(hidden)))
             bias = self.decoder_bias[...]
             if "logits" in request.names:
                 signals["logits"] = self.embeddings.decode(x) + bias.astype(jnp.float32).reshape(1, 1, -1)
             if "head" in request.names:
                 signals["head"] = {"input": x, "kernel": self.embeddings.decoder_kernel(), "bias": bias}
+                if self.config.model_type != "bert_hash":
+                    signals["head"]["table"] = self.embeddings.word[...]
         return signals
 
 
@@ -207,7 +211,7 @@ def _encode(
     embeddings: Embeddings, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None, first_only: bool
 ) -> tuple[Array, dict[str, Any]]:
     """The last layer's output and the encoder's signals."""
-    x, bias = embeddings(batch, seeds=seeds), attention_bias(batch["attention_mask"])
+    x, bias = embeddings(batch, seeds=seeds), attention_bias(batch["attention_mask"], batch.get("segment_ids"))
     last = layers.count - 1
     hidden, signals = layers(
         x,

@@ -95,6 +95,11 @@ class EncoderConfig:
         """Width H of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def head_act(self) -> str:
+        """Activation of the masked-LM head: RoBERTa's is GELU whatever its encoder's is."""
+        return "gelu" if self.model_type == "roberta" else self.hidden_act
+
     def with_labels(self, num_labels: int, id2label: tuple[str, ...] | None = None) -> EncoderConfig:
         """The same shape with `num_labels` classes; names of another number of classes are dropped."""
         names = self.id2label if id2label is None else tuple(id2label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -57,6 +57,7 @@ def measure_tokens(
         heads = [student.apply(params, batch, ("head",))["head"]]
         heads += [t.signals(p, batch, ("head",))["head"] for t, p in zip(teachers, teacher_params, strict=True)]
     kernels = [head["kernel"].astype(head["input"].dtype) for head in heads]
+    biases = [head.get("bias") for head in heads]
     rows, length = batch["labels"].shape
     size = max(1, min(length, _TILE_BYTES // (4 * rows * max(kernel.shape[1] for kernel in kernels))))
     parts = -(-length // size)
@@ -69,15 +70,17 @@ def measure_tokens(
 
     def measure(part: tuple[list[Array], Array]) -> dict[str, Array]:
         states, labels = part
-        logits = [
-            jnp.dot(state, kernel, preferred_element_type=jnp.float32)[..., :vocab_size]
-            for state, kernel in zip(states, kernels, strict=True)
-        ]
+        logits = [_logits(*head)[..., :vocab_size] for head in zip(states, kernels, biases, strict=True)]
         return _measure(logits[0], logits[1:], labels, teacher_weights)
 
     values = jax.lax.map(measure, ([split(head["input"]) for head in heads], split(batch["labels"], IGNORED_LABEL)))
     whole = {name: value.swapaxes(0, 1).reshape(rows, -1)[:, :length] for name, value in values.items()}
     return whole if spread is None else jax.lax.with_sharding_constraint(whole, replicated(spread))
+
+
+def _logits(states: Array, kernel: Array, bias: Array | None) -> Array:
+    logits = jnp.dot(states, kernel, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias.astype(jnp.float32).reshape(1, 1, -1)
 
 
 def _measure(
@@ -150,6 +153,18 @@ def evaluate_text(
             "agreement": means["agreement"],
         }
     return results | {"tokens": float(counted)}
+
+
+_OF_MASKED = {
+    "perplexity": "pseudo_perplexity",
+    "teacher_perplexity": "teacher_pseudo_perplexity",
+    "tokens": "masked_tokens",
+}
+
+
+def as_masked(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of a masked language model by names of their own: a token is guessed from both sides."""
+    return {_OF_MASKED.get(name, name): value for name, value in metrics.items()}
 
 
 def _gathered(parts: Sequence[dict[str, Array]]) -> dict[str, list[np.ndarray]]:

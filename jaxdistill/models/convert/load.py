@@ -38,12 +38,16 @@ _TIED_CAUSAL = {"lm_head.weight": "model.embed_tokens.weight"}
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a checkpoint matched the model, in Hugging Face's names; `str()` is what to show the user (may be empty)."""
+    """How a checkpoint matched the model, in Hugging Face's names; `str()` is what to show the user (may be empty).
+
+    fresh: the parts of our parameters, by their first name, that the newly initialised ones belong to.
+    """
 
     source: str
     newly_initialised: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
+    fresh: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         lines = []
@@ -107,6 +111,25 @@ def from_pretrained(
     return model, params
 
 
+def missing_head(directory: Path, task: str) -> tuple[str, ...]:
+    """The tensors of the task's head that a model's directory does not have; nothing of it is read but names.
+
+    Raises:
+        ModelError: no safetensors there, or another architecture.
+    """
+    config = config_from_hf(directory)
+    model = build(config, task=task)
+    shapes = parameter_shapes(model)
+    checkpoint = Checkpoint(directory)
+    try:
+        names = _canonical_names(config, checkpoint.names)
+    finally:
+        checkpoint.close()
+    head = [entry for entry in entries(config, task) if entry.path[0] in _HEADS]
+    tensors = [name for entry in head for name, _, _ in entry.tensors(take(shapes, entry.path).shape)]
+    return tuple(name for name in tensors if name not in names)
+
+
 @dataclass(frozen=True)
 class _Placement:
     """In which dtype and where leaves become arrays; shardings is a tree like the parameters, or None."""
@@ -152,7 +175,8 @@ def _load(
     unused = sorted(set(checkpoint.names) - read)
     ignored = tuple(raw for raw in unused if not raw.endswith(_BUFFERS) and not _is_tied(raw, model))
     newly = tuple(name for entry in fresh for name, _, _ in entry.tensors(take(shapes, entry.path).shape))
-    found = LoadReport(str(checkpoint.directory), newly, ignored, tuple(mismatched))
+    parts = frozenset(entry.path[0] for entry in fresh)
+    found = LoadReport(str(checkpoint.directory), newly, ignored, tuple(mismatched), parts)
     if missing or mismatched:
         if report is not None:
             report(found)
