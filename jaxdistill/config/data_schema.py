@@ -83,11 +83,30 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
+class MaskingConfig:
+    """Which tokens a masked language model has to find again, and what is put in their place (arXiv:1810.04805).
+
+    probability: share of each row's tokens, special ones left out. mask, random: share of those that become the mask
+    token, and any other token; the rest stay as they are. whole_words: all tokens of a word together.
+    """
+
+    __pydantic_config__ = STRICT
+    probability: Annotated[Number, Field(gt=0, lt=1)] = 0.15
+    mask: Annotated[Number, Field(ge=0, le=1)] = 0.8
+    random: Annotated[Number, Field(ge=0, le=1)] = 0.1
+    whole_words: bool = False
+
+
+PACKINGS: dict[str, Literal["concat", "first_fit", "none"]] = {"causal_lm": "concat", "masked_lm": "first_fit"}
+"""What a language model's documents are made rows by where nobody says."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Data of a run or, written in a stage, of that stage (only the keys written there differ).
 
     task: what the models do; keys that only another task reads are errors.
-    text: one column, or two for a pair; causal_lm: one column, or {prompt: …, completion: …}.
+    text: one column, or two for a pair; masked_lm: one column; causal_lm: that, or {prompt: …, completion: …}.
     max_length: sequences are cut to so many tokens; left out, the models' own positions are the limit and a longer
     sequence is an error unless `truncate` is true. label_names: names of the labels in the order of their integers
     (default: the teacher's, or the values found).
@@ -98,12 +117,13 @@ class DataConfig:
     shuffle_window: batches whose examples are grouped by length together (`bucketed`).
     on_bad_row: `error`, or `skip` (counted and reported).
 
-    For causal_lm, `max_length` is the length of every sequence (left out: what all models have positions for).
-    packing: `concat` joins documents and cuts the stream into sequences, `first_fit` packs whole documents (a longer
-    one is cut), `none` gives each sequence one document. sample_by: what a document is in a text file. streaming: read
-    in file order without random access (a hub data set is not downloaded first), shuffled in a window of
-    `shuffle_window` documents. repeat: start again when the documents are used up; with false, too few for `steps` is
-    an error. workers: processes that tokenise (0: threads of this one).
+    For causal_lm and masked_lm, `max_length` is the length of every sequence (left out: what all models have positions
+    for). packing: `concat` joins documents and cuts the stream into sequences, `first_fit` packs whole documents (a
+    longer one is cut), `none` gives each sequence one document; left out, `concat` for causal_lm and `first_fit` for
+    masked_lm, whose separators around every document a cut would take away. masking: of masked_lm. sample_by: what a
+    document is in a text file. streaming: read in file order without random access (a hub data set is not downloaded
+    first), shuffled in a window of `shuffle_window` documents. repeat: start again when the documents are used up; with
+    false, too few for `steps` is an error. workers: processes that tokenise (0: threads of this one).
 
     For token_classification, `tokens` and `tags` are the columns of words and of their tags, and label_names the tags.
     For question_answering, `question`, `context`, `answers` and `id` are columns of flat rows (SQuAD's nested JSON has
@@ -114,7 +134,9 @@ class DataConfig:
     """
 
     __pydantic_config__ = STRICT
-    task: Literal["classification", "causal_lm", "token_classification", "question_answering"] = "classification"
+    task: Literal["classification", "causal_lm", "masked_lm", "token_classification", "question_answering"] = (
+        "classification"
+    )
     train: SourceConfig | None = None
     validation: SourceConfig | None = None
     test: SourceConfig | None = None
@@ -129,7 +151,8 @@ class DataConfig:
     shuffle_window: Positive = 64
     validation_share: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     on_bad_row: Literal["error", "skip"] = "error"
-    packing: Literal["concat", "first_fit", "none"] = "concat"
+    packing: Literal["concat", "first_fit", "none"] | None = None
+    masking: MaskingConfig = MaskingConfig()
     sample_by: Literal["line", "paragraph", "document"] = "paragraph"
     streaming: bool = False
     repeat: bool = True

@@ -78,6 +78,16 @@ class Tokenizer:
         return self._wrapped.eos_token_id
 
     @property
+    def mask_id(self) -> int | None:
+        """Id of the token that hides another; None if there is none."""
+        return self._wrapped.mask_token_id
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that are no text: separators, padding, the mask, what stands for the unknown; ascending."""
+        return tuple(sorted({int(index) for index in self._wrapped.all_special_ids}))
+
+    @property
     def bos_id(self) -> int | None:
         """Id of the token that begins a text; None if there is none."""
         return self._wrapped.bos_token_id

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxdistill.data.text.encode import Block, TextEncoder
+from jaxdistill.data.text.encode import Block, Encoder
 from jaxdistill.data.text.store import StoredDocuments
 from jaxdistill.data.text.stream import Stream, StreamBlocks
 
@@ -23,7 +23,7 @@ _NEVER = 2**62
 
 def stored_blocks(
     documents: StoredDocuments,
-    encoder: TextEncoder,
+    encoder: Encoder,
     *,
     seed: int | None,
     repeat: bool = False,
@@ -50,7 +50,7 @@ def stored_blocks(
 
 
 def streamed_blocks(
-    stream: Stream, encoder: TextEncoder, *, seed: int | None, window: int, repeat: bool = False, workers: int = 0
+    stream: Stream, encoder: Encoder, *, seed: int | None, window: int, repeat: bool = False, workers: int = 0
 ) -> grain.IterDataset:
     """Tokens of documents in the order of their source, shuffled within windows of `window` documents.
 
@@ -75,7 +75,7 @@ class EncodeStored:
     """Tokenises documents by index; picklable."""
 
     documents: StoredDocuments
-    encoder: TextEncoder
+    encoder: Encoder
 
     def __call__(self, indices: Any) -> Block:
         return self.encoder([self.documents[index] for index in indices])

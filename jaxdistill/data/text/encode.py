@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,10 @@ NO_LABEL = -100
 _VERSION = 1
 
 Block = dict[str, np.ndarray]
-"""Several documents: tokens int32 [T, 2] (token and label), offsets int64 [n + 1]."""
+"""Several documents: tokens int32 [T, 2] (token and label, or mark), offsets int64 [n + 1]."""
+
+Encoder: TypeAlias = Callable[[Sequence[Parts]], Block]
+"""Documents to tokens; picklable, and the same in every process."""
 
 
 class TextEncoder:
@@ -42,7 +45,7 @@ class TextEncoder:
         # The parts of a transformers tokenizer that pickle small and load without transformers.
         self._backend: Any = tokenizer._backend
         end = tokenizer.eos_id
-        self._prefix, suffix = _special_tokens(self._backend)
+        self._prefix, suffix = special_tokens(self._backend)
         self._end = [] if end is None or end in suffix else [int(end)]
         self._suffix = [*suffix, *self._end]
         self._is_prompted = is_prompted
@@ -65,7 +68,7 @@ class TextEncoder:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
 
 
-def _special_tokens(backend: Any) -> tuple[list[int], list[int]]:
+def special_tokens(backend: Any) -> tuple[list[int], list[int]]:
     """What a tokenizer puts before and after a text."""
     probes = (text for text in ("a", *backend.get_vocab()) if backend.encode(text, add_special_tokens=False).ids)
     probe = backend.encode(next(probes))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdistill.data.cache import default_cache_dir, new_directory
-from jaxdistill.data.text.encode import TextEncoder
+from jaxdistill.data.text.encode import Encoder
 from jaxdistill.data.text.store import StoredDocuments
 
 _VERSION = 1
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def token_counts(
-    documents: StoredDocuments, encoder: TextEncoder, *, key: str, cache_dir: Path | None = None
+    documents: StoredDocuments, encoder: Encoder, *, key: str, cache_dir: Path | None = None
 ) -> np.ndarray:
     """int32 [N] tokens of each document.
 

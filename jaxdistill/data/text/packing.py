@@ -10,6 +10,7 @@ import grain
 import numpy as np
 
 from jaxdistill.data.text.encode import NO_LABEL, Block
+from jaxdistill.data.text.words import Separators
 
 Packing = Literal["concat", "first_fit", "none"]
 
@@ -32,7 +33,9 @@ class Cut(grain.experimental.FlatMapTransform):
         ]
 
 
-def pack(blocks: grain.IterDataset, *, packing: Packing, length: int, seed: int | None) -> grain.IterDataset:
+def pack(
+    blocks: grain.IterDataset, *, packing: Packing, length: int, seed: int | None, separators: Separators | None = None
+) -> grain.IterDataset:
     """Blocks to rows of `length` tokens; tokens, segments and positions as Grain's packing gives them.
 
     Args:
@@ -41,8 +44,12 @@ def pack(blocks: grain.IterDataset, *, packing: Packing, length: int, seed: int 
         `PACKING_BINS` rows that has room for it; `none` gives each a row.
       length: S. Documents that may not be split and are longer are cut first, into pieces that are segments.
       seed: of the order in which first-fit hands out its rows (the first ones are the fullest); None: as filled.
+      separators: what is put around every piece, and counts as part of it; not for `concat`, which would cut them off.
     """
-    cut = grain.experimental.FlatMapIterDataset(blocks, Cut(None if packing == "concat" else length))
+    room = length - (separators.size if separators is not None else 0)
+    cut = grain.experimental.FlatMapIterDataset(blocks, Cut(None if packing == "concat" else room))
+    if separators is not None:
+        cut = cut.map(separators)
     match packing:
         case "concat":
             return grain.experimental.ConcatThenSplitIterDataset(cut, length_struct={"tokens": length})
@@ -135,22 +142,26 @@ def filler_batch(size: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
     }
 
 
-def count_rows(lengths: np.ndarray, *, packing: Packing, length: int, block: int) -> int:
+def count_rows(
+    lengths: np.ndarray, *, packing: Packing, length: int, block: int, separators: Separators | None = None
+) -> int:
     """Rows that documents of these lengths make when packed in this order.
 
     Args:
       lengths: int [N] tokens.
-      packing, length: as for `pack`.
+      packing, length, separators: as for `pack`.
       block: documents a block.
     """
     if packing == "concat":
         return -(-int(lengths.sum()) // length)
     if packing == "none":
-        return int((-(-lengths.astype(np.int64) // length)).sum())
+        room = length - (separators.size if separators is not None else 0)
+        return int((-(-lengths.astype(np.int64) // room)).sum())
     # The packing itself, over tokens that are all the same: no second version of the algorithm that could differ.
     tokens = np.zeros((int(max((lengths[i : i + block].sum() for i in range(0, len(lengths), block)))), 2), np.int8)
     blocks = grain.MapDataset.range(0, len(lengths), block).map(_Blank(lengths, block, tokens))
-    rows = pack(blocks.to_iter_dataset(grain.ReadOptions(0, 0)), packing=packing, length=length, seed=None)
+    blank = blocks.to_iter_dataset(grain.ReadOptions(0, 0))
+    rows = pack(blank, packing=packing, length=length, seed=None, separators=separators)
     return sum(1 for _ in rows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jaxdistill.config.data_schema import DataConfig, PromptConfig
-from jaxdistill.data.text.encode import TextEncoder
+from jaxdistill.config.data_schema import DataConfig
+from jaxdistill.data.text.masking import EVALUATION_SEED
 from jaxdistill.data.text.records import TextSource, digest
+from jaxdistill.data.text.row_format import RowFormat, row_format
 from jaxdistill.data.text.store import DocumentStore, StoredDocuments, open_store
 from jaxdistill.data.tokenize import Tokenizer
 from jaxdistill.errors import ConfigError, DataError, ExternalError
@@ -21,6 +22,7 @@ from jaxdistill.errors import ConfigError, DataError, ExternalError
 if TYPE_CHECKING:
     import grain
 
+    from jaxdistill.data.text.packing import Number
     from jaxdistill.data.text.stream import Stream
 
 Side = Literal["held out", "kept", "all"]
@@ -38,7 +40,7 @@ def open_split(
     """Opens one split of a language model's data; validation is a share of train, by hash, when it is left out.
 
     Args:
-      data: with task causal_lm.
+      data: with task causal_lm or masked_lm.
       split: which.
       tokenizer: the models' own.
       sequence_length: S, tokens a row.
@@ -53,6 +55,7 @@ def open_split(
         error`; when streaming, those are found as they are read); or the share that would be held out, or what would
         be left, is empty.
       ExternalError: the hub or the disk cannot be read.
+      ModelError: a masked language model's tokenizer without a mask token.
     """
     carved = split != "test" and data.validation is None
     config = data.train if carved else getattr(data, split)
@@ -69,11 +72,9 @@ def open_split(
     else:
         store = open_store(source, cache_dir=cache_dir)
         documents, content = _on_side(store, side, data.validation_share), store.fingerprint
-    encoder = TextEncoder(tokenizer, is_prompted=isinstance(data.text, PromptConfig))
-    key = digest(content, side, data.validation_share if carved else None, tokenizer.fingerprint, encoder.version)
-    return TextSplit(
-        documents, encoder, data, key=key, pad_id=tokenizer.pad_id, length=sequence_length, cache_dir=cache_dir
-    )
+    rows = row_format(data, tokenizer, sequence_length)
+    key = digest(content, side, data.validation_share if carved else None, tokenizer.fingerprint, rows.encoder.version)
+    return TextSplit(documents, rows, data, key=key, cache_dir=cache_dir)
 
 
 def _fingerprint(source: TextSource) -> str:
@@ -107,21 +108,25 @@ class TextSplit:
     def __init__(
         self,
         documents: StoredDocuments | Stream,
-        encoder: TextEncoder,
+        rows: RowFormat,
         data: DataConfig,
         *,
         key: str,
-        pad_id: int,
-        length: int,
         cache_dir: Path | None = None,
     ) -> None:
-        self._documents, self._encoder, self._data = documents, encoder, data
-        self._key, self.pad_id, self._cache_dir = key, pad_id, cache_dir
-        self.sequence_length = length
+        self._documents, self._rows, self._data = documents, rows, data
+        self._key, self.pad_id, self._cache_dir = key, rows.pad_id, cache_dir
+        self.sequence_length = rows.length
         self.source = documents.store.source if isinstance(documents, StoredDocuments) else documents.source.name
         window = data.shuffle_window if data.streaming else None
-        self.fingerprint = digest(key, pad_id, length, data.packing, data.repeat, window)
-        self.rows_fingerprint = digest(key, pad_id, length, data.packing)
+        self.fingerprint = digest(key, rows.pad_id, rows.length, rows.packing, data.repeat, window, *rows.masked)
+        self.rows_fingerprint = digest(key, rows.pad_id, rows.length, rows.packing)
+
+    @property
+    def labels_per_row(self) -> int:
+        """How many tokens of a row the loss can count: all, or the places for masked ones."""
+        masking = self._rows.masking
+        return self.sequence_length if masking is None else masking.places
 
     def describe(self) -> dict[str, int | None]:
         """documents and skipped bad rows (None when streaming), and tokens (None as long as they were not counted)."""
@@ -197,7 +202,8 @@ class TextSplit:
         Returns:
           A Grain `DatasetIterator` over dictionaries of int32 arrays: input_ids, segment_ids (1 … within a row, 0:
           padding), positions (from 0 in each segment), labels [batch_size / P, S] (already shifted, −100: none), and
-          example_id [batch_size / P] (the row's number in the run, −1: filler). `get_state()` is small and JSON;
+          example_id [batch_size / P] (the row's number in the run, −1: filler); for a masked language model what
+          `masking.Masking` makes of them. `get_state()` is small and JSON;
           `set_state()` of it, on any iterator made with the same arguments, continues with exactly the batches that
           would have followed. Close it when it is no longer needed.
 
@@ -216,15 +222,15 @@ class TextSplit:
             if not data.repeat:  # there are enough batches, though perhaps not in this process
                 filler = self.filler_batch(batch_size=size)
             tokens = blocks.stored_blocks(
-                documents, self._encoder, seed=seed, repeat=data.repeat, index=index, count=count, workers=workers
+                documents, self._rows.encoder, seed=seed, repeat=data.repeat, index=index, count=count, workers=workers
             )
         else:
             stream = replace(documents, index=index, count=count)
             stream.check()
             tokens = blocks.streamed_blocks(
-                stream, self._encoder, seed=seed, window=data.shuffle_window, repeat=data.repeat, workers=workers
+                stream, self._rows.encoder, seed=seed, window=data.shuffle_window, repeat=data.repeat, workers=workers
             )
-        batches = self._batches(tokens, size, seed=seed).map_with_index(packing.Number(index, count))
+        batches = self._batches(tokens, size, seed=seed, process=packing.Number(index, count))
         return TrainIterator(
             blocks.read_ahead(batches),
             steps=steps,
@@ -238,7 +244,7 @@ class TextSplit:
         from jaxdistill.data.text import packing
 
         tokens, collate = self._tokens_in_order(), packing.Batch(batch_size, self.pad_id)
-        rows = iter(packing.pack(tokens, packing=self._data.packing, length=self.sequence_length, seed=None))
+        rows = iter(packing.pack(tokens, packing=self._rows.packing, length=self.sequence_length, seed=None))
         try:
             remaining = islice(rows, skip, None)
             while taken := list(islice(remaining, batch_size)):
@@ -261,12 +267,13 @@ class TextSplit:
         """A batch of filler rows alone: the shapes and dtypes that all batches have; nothing is read."""
         from jaxdistill.data.text import packing
 
-        return packing.filler_batch(batch_size, self.sequence_length, self.pad_id)
+        batch = packing.filler_batch(batch_size, self.sequence_length, self.pad_id)
+        return batch if self._rows.masking is None else self._rows.masking(batch, seed=0)
 
-    def _eval_iterator(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    def _eval_iterator(self, batch_size: int) -> Generator[dict[str, np.ndarray], None, None]:
         from jaxdistill.data.text import blocks, packing
 
-        batches = self._batches(self._tokens_in_order(), batch_size, seed=None).map_with_index(packing.Number(0, 1))
+        batches = self._batches(self._tokens_in_order(), batch_size, seed=None, process=packing.Number(0, 1))
         iterator = iter(blocks.read_ahead(batches))
         try:
             yield from iterator
@@ -277,31 +284,43 @@ class TextSplit:
         from jaxdistill.data.text import blocks
 
         if isinstance(self._documents, StoredDocuments):
-            return blocks.stored_blocks(self._documents, self._encoder, seed=None)
-        return blocks.streamed_blocks(self._documents, self._encoder, seed=None, window=blocks.BLOCK)
+            return blocks.stored_blocks(self._documents, self._rows.encoder, seed=None)
+        return blocks.streamed_blocks(self._documents, self._rows.encoder, seed=None, window=blocks.BLOCK)
 
-    def _batches(self, tokens: grain.IterDataset, batch_size: int, *, seed: int | None) -> grain.IterDataset:
+    def _batches(
+        self, tokens: grain.IterDataset, batch_size: int, *, seed: int | None, process: Number
+    ) -> grain.IterDataset:
+        """Numbered batches of packed rows; seed: None for evaluation."""
         from jaxdistill.data.text import packing
 
-        rows = packing.pack(tokens, packing=self._data.packing, length=self.sequence_length, seed=seed)
-        return rows.batch(batch_size, batch_fn=packing.Batch(batch_size, self.pad_id))
+        rows = self._rows
+        packed = packing.pack(
+            tokens, packing=rows.packing, length=rows.length, seed=seed, separators=rows.separators
+        ).batch(batch_size, batch_fn=packing.Batch(batch_size, rows.pad_id))
+        numbered = packed.map_with_index(process)
+        if rows.masking is None:
+            return numbered
+        return numbered.map(functools.partial(rows.masking, seed=EVALUATION_SEED if seed is None else seed))
 
     @functools.cached_property
     def _token_counts(self) -> np.ndarray:
         from jaxdistill.data.text.lengths import token_counts
 
         assert isinstance(self._documents, StoredDocuments)
-        return token_counts(self._documents, self._encoder, key=self._key, cache_dir=self._cache_dir)
+        return token_counts(self._documents, self._rows.encoder, key=self._key, cache_dir=self._cache_dir)
 
     def _count_rows(self, *, seed: int | None, index: int = 0, count: int = 1) -> int:
         """Rows that one process's documents make in the first epoch."""
         from jaxdistill.data.text import blocks, packing
 
         counts = self._token_counts
-        if count > 1 or (seed is not None and self._data.packing == "first_fit"):
+        rows = self._rows
+        if count > 1 or (seed is not None and rows.packing == "first_fit"):
             order = blocks.document_order(len(counts), seed)[index::count]
             counts = counts[np.asarray([order[place] for place in range(len(order))])]
-        return packing.count_rows(counts, packing=self._data.packing, length=self.sequence_length, block=blocks.BLOCK)
+        return packing.count_rows(
+            counts, packing=rows.packing, length=rows.length, block=blocks.BLOCK, separators=rows.separators
+        )
 
 
 class EvalBatches:
@@ -313,7 +332,7 @@ class EvalBatches:
     def __init__(self, split: TextSplit, batch_size: int) -> None:
         self.split, self.batch_size = split, batch_size
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Generator[dict[str, np.ndarray], None, None]:
         return self.split._eval_iterator(self.batch_size)
 
     def __len__(self) -> int:
