@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxdistill import models
 from jaxdistill.cli.options import refuse_options
 from jaxdistill.config import build_chain, load_run
-from jaxdistill.config.data_schema import DataConfig, PromptConfig, SourceConfig
+from jaxdistill.config.data_schema import PACKINGS, DataConfig, PromptConfig, SourceConfig
 from jaxdistill.data.questions import load_questions
 from jaxdistill.data.tagged import load_tagged
 from jaxdistill.errors import DataError
 from jaxdistill.inference import (
     Classifier,
     LanguageModel,
+    MaskedLanguageModel,
     QuestionAnswerer,
     TokenClassifier,
     evaluate,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _METRICS = (
     ("perplexity", "perplexity", perplexity),
+    ("pseudo_perplexity", "pseudo-perplexity", perplexity),
     ("accuracy", "accuracy", decimals),
     ("exact_match", "exact match", decimals),
     ("precision", "precision", decimals),
@@ -45,6 +48,7 @@ _METRICS = (
     ("teacher_accuracy", "teacher's accuracy", decimals),
     ("teacher_f1", "teacher's F1", decimals),
     ("teacher_perplexity", "teacher's perplexity", perplexity),
+    ("teacher_pseudo_perplexity", "teacher's pseudo-perplexity", perplexity),
     ("retention", "retention", "{:.1%}".format),
     ("agreement", "agreement with teacher", decimals),
     ("kl", "KL(teacher ‖ model)", decimals),
@@ -83,9 +87,9 @@ def evaluate_model(options: Options) -> dict[str, Any]:
     task = task_of(directory, revision=options.revision)
     labelling = {"--label": options.label, "--label-names": options.label_names, "--truncate": options.truncate}
     match task:
-        case "causal_lm":
+        case "causal_lm" | "masked_lm":
             refuse_options(labelling, f"{options.model} is a language model")
-            measure = _on_text
+            measure = partial(_on_text, kind=LanguageModel if task == "causal_lm" else MaskedLanguageModel)
         case "question_answering":
             named = {"--text": options.text, **labelling}
             refuse_options(named, f"{options.model} answers questions, and reads question, context and answers")
@@ -160,14 +164,16 @@ def _described(options: Options, rows: Any, split: str, params: Any, metrics: di
     }
 
 
-def _on_text(options: Options, directory: str, config: DataConfig) -> dict[str, Any]:
+def _on_text(
+    options: Options, directory: str, config: DataConfig, *, kind: type[LanguageModel | MaskedLanguageModel]
+) -> dict[str, Any]:
     """What a language model is worth on text."""
     settings: dict[str, Any] = {
         "batch_size": options.batch_size or LanguageModel.BATCH_SIZE,
         "max_length": options.max_length or config.max_length,
     }
-    model = LanguageModel(directory, revision=options.revision, **settings)
-    teacher = None if options.teacher is None else LanguageModel(resolve_model(options.teacher), **settings)
+    model = kind(directory, revision=options.revision, **settings)
+    teacher = None if options.teacher is None else kind(resolve_model(options.teacher), **settings)
     length = min(each.max_length for each in (model, teacher) if each is not None)
     if options.data is not None and settings["max_length"] is None:
         length = min(length, _LONGEST)
@@ -182,7 +188,7 @@ def _on_text(options: Options, directory: str, config: DataConfig) -> dict[str, 
         "max_length": length,
         **_size(model.params),
         **metrics,
-        "tokens": round(metrics["tokens"]),
+        **{name: round(metrics[name]) for name in ("tokens", "masked_tokens") if name in metrics},
     }
 
 
@@ -213,7 +219,8 @@ def _amount(result: dict[str, Any]) -> str:
     if "examples" in result:
         return f"{result['examples']:,} examples"
     documents = f" of {result['documents']:,} documents" if result["documents"] is not None else ""
-    return f"{result['tokens']:,} tokens{documents} in sequences of {result['max_length']:,}"
+    counted = "tokens" if "tokens" in result else "masked_tokens"
+    return f"{result[counted]:,} {counted.replace('_', ' ')}{documents} in sequences of {result['max_length']:,}"
 
 
 def _data_config(options: Options, directory: str, task: str) -> DataConfig:
@@ -237,7 +244,7 @@ def _data_config(options: Options, directory: str, task: str) -> DataConfig:
 def _file_config(options: Options, path: Path, task: str) -> DataConfig:
     """`--data` with the columns that were named."""
     if options.config is not None or options.split is not None:
-        kind = "file" if task == "causal_lm" else "labelled file"
+        kind = "file" if task in PACKINGS else "labelled file"
         raise DataError(f"--data is one {kind}; --config and --split choose another kind of data: leave them out")
     chosen = DataConfig(test=SourceConfig(path=str(path)))
     match task:
@@ -246,6 +253,10 @@ def _file_config(options: Options, path: Path, task: str) -> DataConfig:
         case "token_classification":
             return _tagged_config(options, chosen)
     columns, label = options.text or chosen.columns, options.label or chosen.label
+    if task == "masked_lm":
+        if len(columns) > 1:
+            raise DataError(f"--text is {', '.join(columns)}; expected one text column")
+        return replace(chosen, task="masked_lm", text=columns)
     if task == "causal_lm":
         if len(columns) > 2 or len({*columns}) < len(columns):
             raise DataError(

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 from jaxdistill.cli.options import refuse_options
 from jaxdistill.data.questions import QuestionRows
 from jaxdistill.data.readers import is_unicode
-from jaxdistill.errors import DataError
+from jaxdistill.errors import DataError, ModelError
 from jaxdistill.inference import (
     Classifier,
     Continuation,
@@ -67,6 +67,11 @@ def answers(options: Options, stdin: TextIO) -> Iterator[str]:
     origin = ("arguments", "text") if options.texts else ("stdin", "line")
     singly = not options.texts and stdin.isatty()
     task = task_of(source, revision=options.revision)
+    if task == "masked_lm":
+        raise ModelError(
+            f"{options.model} is a masked language model, which answers nothing by itself; fine-tune it "
+            "(`jaxdistill run`, student: {pretrained: …}), or measure it with `jaxdistill evaluate`"
+        )
     refuse_options(_foreign(options, task), f"{options.model} is {_WHAT[task]}")
     answer = {
         "causal_lm": _continued,

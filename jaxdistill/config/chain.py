@@ -127,7 +127,7 @@ def _expand(
     expanded, before = [], None
     for phase in phases:
         name = stage.name if phase is phases[-1] else f"{stage.name}.{phase.name}"
-        config = with_best(phase.config, run.data.task)
+        config = with_best(phase.config, run.data.task, phase.terms)
         expanded += [
             ChainStage(
                 name=name,

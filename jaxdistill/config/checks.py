@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from jaxdistill.config.cache_checks import cache_problems
-from jaxdistill.config.data_schema import DataConfig, PromptConfig, UnlabelledConfig
+from jaxdistill.config.data_schema import PACKINGS, DataConfig, PromptConfig, UnlabelledConfig
 from jaxdistill.config.defaults import named_sources, stage_data
 from jaxdistill.config.files import unusable_directory
 from jaxdistill.config.ladder import as_written, expand_ladders, ladder_problems
@@ -132,8 +132,9 @@ _READERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("classification",): ("unlabelled", "augment", "label"),
     ("classification", "token_classification"): ("label_names", "truncate"),
     ("classification", "token_classification", "question_answering"): ("batching",),
-    ("classification", "causal_lm"): ("text",),
-    ("causal_lm",): ("packing", "sample_by", "streaming", "repeat", "workers"),
+    ("classification", "causal_lm", "masked_lm"): ("text",),
+    ("causal_lm", "masked_lm"): ("packing", "sample_by", "streaming", "repeat", "workers"),
+    ("masked_lm",): ("masking",),
     ("token_classification",): ("tokens", "tags"),
     ("question_answering",): (
         *("question", "context", "answers", "id", "doc_stride", "n_best", "max_answer_length", "null_threshold"),
@@ -157,9 +158,11 @@ def _task_problems(run: Run) -> Iterator[Problem]:
         yield Problem(
             ("data", "text"), f"prompt and completion are for causal_lm, data.task is {task}; expected a list"
         )
-    if task == "causal_lm" and len(run.data.columns) == 2 and not isinstance(run.data.text, PromptConfig):
-        message = "got two columns; expected one, or {prompt: COLUMN, completion: COLUMN}"
-        yield Problem(("data", "text"), message)
+    if task in PACKINGS and len(run.data.columns) == 2 and not isinstance(run.data.text, PromptConfig):
+        prompted = ", or {prompt: COLUMN, completion: COLUMN}" if task == "causal_lm" else ""
+        yield Problem(("data", "text"), f"got two columns; expected one{prompted}")
+    if task == "masked_lm":
+        yield from _masking_problems(run.data)
     for index, stage in enumerate(run.stages):
         if "task" in (stage.data or {}) and stage_data(run, stage).task != task:
             yield Problem(("stages", index, "data", "task"), f"all stages of a run have one task, data.task: {task}")
@@ -170,6 +173,16 @@ def _window_problems(data: DataConfig) -> Iterator[Problem]:
     if data.max_length is not None and data.doc_stride >= data.max_length - 4:  # a question and its special tokens
         message = f"windows of {data.max_length} tokens (data.max_length) cannot share {data.doc_stride} tokens"
         yield Problem(("data", "doc_stride"), f"{message}; expected less, such as {data.max_length // 3}")
+
+
+def _masking_problems(data: DataConfig) -> Iterator[Problem]:
+    masking = data.masking
+    if masking.mask + masking.random > 1 + 1e-9:
+        message = f"mask and random add up to {masking.mask + masking.random:g}; expected shares of at most 1 together"
+        yield Problem(("data", "masking"), message)
+    if data.packing == "concat":
+        message = "got 'concat', which cuts what a masked language model's separators enclose"
+        yield Problem(("data", "packing"), f"{message}; expected first_fit, which fills rows as well, or none")
 
 
 def _source_problems(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:
@@ -253,6 +266,7 @@ _METRICS = {
     "causal_lm": ("perplexity", "loss"),
     "token_classification": ("f1", "precision", "recall", "accuracy", "loss"),
     "question_answering": ("f1", "exact_match", "loss"),
+    "masked_lm": ("loss", "accuracy"),
 }
 """What a checkpoint can be chosen by, of what a task measures without a teacher."""
 

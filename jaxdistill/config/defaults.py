@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from jaxdistill.config.data_schema import SOURCES, DataConfig, SourceConfig
+from jaxdistill.config.loss_schema import FeatureTermConfig, TermConfig
 from jaxdistill.config.schema import Run, StageConfig
 
 
@@ -27,8 +28,8 @@ def stage_data(run: Run, stage: StageConfig) -> DataConfig:
     return validator(DataConfig).validate_python(merged)
 
 
-def with_best(stage: StageConfig, task: str) -> StageConfig:
-    """The stage with the metric that chooses its checkpoint, which its task decides where it is left out."""
+def with_best(stage: StageConfig, task: str, terms: Sequence[TermConfig]) -> StageConfig:
+    """The stage with the metric that chooses its checkpoint, which its task and loss decide where it is left out."""
     if stage.checkpoint.best is not None:
         return stage
     match task:
@@ -36,6 +37,8 @@ def with_best(stage: StageConfig, task: str) -> StageConfig:
             best = "perplexity"
         case "token_classification" | "question_answering":
             best = "f1"
+        case "masked_lm":  # features alone leave its head as it was, whose loss would choose at random
+            best = "last" if all(isinstance(term, FeatureTermConfig) for term in terms) else "loss"
         case _:
             best = "accuracy"
     return dataclasses.replace(stage, checkpoint=dataclasses.replace(stage.checkpoint, best=best))

@@ -17,6 +17,7 @@ FAMILY_OF_TASK: dict[str, Literal["encoder", "decoder"]] = {
     "classification": "encoder",
     "token_classification": "encoder",
     "question_answering": "encoder",
+    "masked_lm": "encoder",
     "causal_lm": "decoder",
 }
 """What kind of model a task needs."""

@@ -101,6 +101,7 @@ def _not_that_asset(name: str, wanted: str, known: list[str]) -> str:
 
 _FORMATS = {
     "causal_lm": (*DATA_FORMATS, *TEXT_FORMATS),
+    "masked_lm": (*DATA_FORMATS, *TEXT_FORMATS),
     "token_classification": (*TAGGED_FORMATS, *LIST_FORMATS),
     "question_answering": LIST_FORMATS,
 }

@@ -109,7 +109,8 @@ class CheckpointConfig:
     """every: save each so many steps (null: whenever validation runs); keep: how many of the newest stay.
 
     best: the validation metric whose best checkpoint is kept besides and handed on; `last` hands on the last one
-    (left out: accuracy; perplexity for causal_lm, f1 for token_classification and question_answering).
+    (left out: accuracy; perplexity for causal_lm, f1 for token_classification and question_answering, for masked_lm
+    loss, or last where only features are learned).
     """
 
     __pydantic_config__ = STRICT
@@ -177,9 +178,9 @@ class StageConfig:
     teacher_choice: what terms on logits make of several teachers: the weighted average of their probabilities, or at
     each example (of a language model, each token) the teacher that is most confident, by its highest probability.
     Terms on layers average the teachers either way.
-    fused: for causal_lm, whether loss and gradients are formed from hidden states in chunks of tokens, so that nothing
-    of the size tokens × vocabulary exists (`on`), from whole logits (`off`), or whichever is expected to be faster
-    (`auto`: fused from 256 tokens a micro-batch and device on).
+    fused: for causal_lm and masked_lm, whether loss and gradients are formed from hidden states in chunks of tokens, so
+    that nothing of the size tokens × vocabulary exists (`on`), from whole logits (`off`), or whichever is expected to
+    be faster (`auto`: fused from 256 tokens a micro-batch and device on; of masked_lm only masked ones count).
     """
 
     __pydantic_config__ = STRICT

@@ -126,7 +126,7 @@ def _load(directory: Path) -> tuple[models.Model, Params]:
     """The model, for the task it was saved for, or else the one that its architecture has here."""
     decoder = isinstance(models.config_from_hf(directory), models.LlamaConfig)
     saved = models.task_from_hf(directory)
-    heads = ("token_classification", "question_answering")
+    heads = ("masked_lm", "token_classification", "question_answering")
     task = "causal_lm" if decoder else saved if saved in heads else "classification"
     return models.from_pretrained(directory, task=task)
 

@@ -62,6 +62,22 @@ inputs = tokenizer("Who wrote it?", "Ann wrote it.", return_tensors="pt")
 output = model(**inputs)  # start_logits and end_logits
 """,
     ),
+    "masked_lm": _Kind(
+        pipeline="fill-mask",
+        columns=(
+            ("accuracy", "masked accuracy", ".4f"),
+            ("pseudo_perplexity", "pseudo-perplexity", ".4g"),
+            *_CLOSENESS,
+        ),
+        trained_on="text",
+        counted="tokens",
+        use="""\
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="{name}")
+print(fill(f"Paris is the {{fill.tokenizer.mask_token}} of France."))
+""",
+    ),
     "causal_lm": _Kind(
         pipeline="text-generation",
         columns=(("perplexity", "perplexity", ".4g"), ("accuracy", "next-token accuracy", ".4f"), *_CLOSENESS),

@@ -6,6 +6,7 @@ from jaxdistill.inference.encoder import task_of
 from jaxdistill.inference.language_model import (
     Continuation,
     LanguageModel,
+    MaskedLanguageModel,
     evaluate_on_text,
     evaluation_split,
     is_language_model,
@@ -16,6 +17,7 @@ __all__ = [
     "Classifier",
     "Continuation",
     "LanguageModel",
+    "MaskedLanguageModel",
     "Prediction",
     "QuestionAnswerer",
     "Tagged",

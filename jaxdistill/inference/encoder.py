@@ -63,4 +63,5 @@ def task_of(source: str | Path, *, revision: str | None = None) -> str:
     if isinstance(models.config_from_hf(directory), models.LlamaConfig):
         return "causal_lm"
     saved = models.task_from_hf(directory)
-    return saved if saved in ("token_classification", "question_answering") else "classification"
+    others = ("masked_lm", "token_classification", "question_answering")
+    return saved if saved in others else "classification"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from jaxdistill.data import text
 from jaxdistill.data.rows import bad_rows_error
 from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.errors import DataError, ModelError
+from jaxdistill.inference.encoder import load_encoder
 from jaxdistill.inference.generation import continue_tokens
 from jaxdistill.inference.limits import allowed_length
-from jaxdistill.train.evaluate_text import evaluate_text
+from jaxdistill.train.evaluate_text import as_masked, evaluate_text
 
 _SHORTEST_WINDOW = 32
 
@@ -162,8 +163,32 @@ class LanguageModel:
         return self.tokenizer.decode(ids)
 
 
+class MaskedLanguageModel:
+    """A model directory or hub id of an encoder with a masked-LM head, with its tokenizer."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        batch_size: int = LanguageModel.BATCH_SIZE,
+        max_length: int | None = None,
+    ) -> None:
+        """Load everything; arguments and errors as `LanguageModel`.
+
+        Raises:
+          ModelError: besides, a model without the head.
+        """
+        loaded = load_encoder(source, task="masked_lm", head="masked-LM head", revision=revision, max_length=max_length)
+        self.source, self.batch_size, self.max_length = str(source), batch_size, loaded.max_length
+        self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
+
+
+AnyLanguageModel: TypeAlias = LanguageModel | MaskedLanguageModel
+
+
 def evaluate_on_text(
-    model: LanguageModel, split: text.TextSplit, *, teacher: LanguageModel | None = None
+    model: AnyLanguageModel, split: text.TextSplit, *, teacher: AnyLanguageModel | None = None
 ) -> dict[str, float]:
     """How well a language model predicts text, and how close it is to a teacher on the same sequences.
 
@@ -174,13 +199,17 @@ def evaluate_on_text(
 
     Returns:
       {"perplexity", "loss", "accuracy", "tokens"}, with a teacher also "teacher_perplexity", "teacher_loss", "kl",
-      "agreement" and "retention".
+      "agreement" and "retention". Of a masked language model, and of masked tokens: {"pseudo_perplexity", "loss",
+      "accuracy", "masked_tokens"}, with a teacher also "teacher_pseudo_perplexity", "teacher_loss", "kl" and
+      "agreement".
 
     Raises:
       ModelError: a teacher of other tokens.
     """
+    masked = model.model.task == "masked_lm"
     if teacher is None:
-        return evaluate_text(split.eval_batches(batch_size=model.batch_size), model.params, student=model.model)
+        alone = evaluate_text(split.eval_batches(batch_size=model.batch_size), model.params, student=model.model)
+        return as_masked(alone) if masked else alone
     data.check_same_tokens(model.tokenizer, teacher.tokenizer)
     data.check_vocabulary(model.tokenizer, teacher.model.config.vocab_size, model=teacher.source)
     padded = model.model.config.vocab_size != teacher.model.config.vocab_size
@@ -194,6 +223,8 @@ def evaluate_on_text(
         teacher_weights=(1.0,),
         vocab_size=model.tokenizer.max_id + 1 if padded else None,
     )
+    if masked:
+        return as_masked(metrics)
     return metrics | {"retention": metrics["teacher_perplexity"] / metrics["perplexity"]}
 
 

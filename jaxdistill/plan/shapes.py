@@ -1,6 +1,6 @@
 """A chain's jobs without a weight: the same objective, step and layout as a run's, from shapes alone.
 
-A classifier's data and tokenizers are read as a run reads them, since they decide its batches. A language model's
+An encoder's data and tokenizers are read as a run reads them, since they decide its batches. A causal language model's
 batches have one shape whatever the text, so that neither text nor tokenizer is opened: its models' configurations say
 all, from a local directory's config.json, or a file given in the place of a hub id.
 """
@@ -21,8 +21,8 @@ from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.config.model_schema import StudentConfig
 from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.parallel import make_mesh
-from jaxdistill.stages.causal_lm import CausalLM, TextSurvey
 from jaxdistill.stages.inputs import Inputs
+from jaxdistill.stages.language_models import LanguageModels, TextSurvey
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
 from jaxdistill.stages.prepare import make_task
 from jaxdistill.train.job import Job
@@ -45,7 +45,7 @@ def jobs(
     """
     loading = _ShapeLoading(chain, console, devices, dict(model_configs or {}))
     task = make_task(loading)
-    if isinstance(task, CausalLM):
+    if isinstance(task, LanguageModels) and task.kind.task == "causal_lm":
         for stage in chain.stages:
             survey = loading.surveys[stage.key] = _survey_text(loading, stage)
             yield survey, task.job(survey)
@@ -124,7 +124,7 @@ class _ShapeSplit:
     pad_id = 0
 
     def __init__(self, length: int) -> None:
-        self.sequence_length = length
+        self.sequence_length = self.labels_per_row = length
 
     def rows_per_epoch(self, *, seed: int = 0) -> int:
         """Nobody knows."""

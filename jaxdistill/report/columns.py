@@ -125,9 +125,31 @@ LANGUAGE_MODELS = Measures(
     ),
     training=(_STEPS, Column("tokens_per_second", "tokens/s", "{:,.0f}".format, "training throughput"), _SECONDS),
 )
+MASKED_MODELS = Measures(
+    quality=(
+        Column("accuracy", "masked accuracy", "{:.4f}".format, "share of masked tokens that were the most likely one"),
+        Column("pseudo_perplexity", "pseudo-perplexity", perplexity, "exp of the mean cross-entropy of a masked token"),
+        Column("retention", "retention", "{:.1%}".format, "masked accuracy divided by the first teacher's"),
+    ),
+    closeness=(
+        Column(
+            "agreement",
+            "agreement",
+            "{:.4f}".format,
+            "share of masked tokens for which the most likely one is also its own teacher's",
+        ),
+        _KL,
+    ),
+    training=LANGUAGE_MODELS.training,
+)
 
 
-_TOLD_BY = {"perplexity": LANGUAGE_MODELS, "exact_match": QUESTION_ANSWERERS, "precision": TOKEN_CLASSIFIERS}
+_TOLD_BY = {
+    "perplexity": LANGUAGE_MODELS,
+    "pseudo_perplexity": MASKED_MODELS,
+    "exact_match": QUESTION_ANSWERERS,
+    "precision": TOKEN_CLASSIFIERS,
+}
 """A metric that no other task has."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jaxdistill.report.columns import LANGUAGE_MODELS, Estimate, Measures, measures_of
+from jaxdistill.report.columns import CLASSIFIERS, Estimate, Measures, measures_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ class Row:
         """Whom the stage learns from, as people read it."""
         if self.given:
             return "given"
-        alone = "text" if measures_of_rows([self]) is LANGUAGE_MODELS else "labels"
+        alone = "labels" if measures_of_rows([self]) is CLASSIFIERS else "text"
         return " + ".join(map(short_name, self.teachers)) or alone
 
 

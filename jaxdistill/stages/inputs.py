@@ -15,6 +15,7 @@ from jaxdistill import data, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import Chain, ChainStage, GivenTeacher, ResolvedTeacher
 from jaxdistill.config.data_schema import DataConfig, SourceConfig
+from jaxdistill.config.families import FAMILY_OF_TASK
 from jaxdistill.config.model_schema import StudentConfig
 from jaxdistill.errors import ConfigError, DataError, ModelError
 from jaxdistill.models.convert.safetensors_io import Checkpoint
@@ -59,7 +60,7 @@ class Inputs:
         directory, task = self.directory(reference), self.chain.run.data.task
         config = _model_config(directory)
         decoder = isinstance(config, models.LlamaConfig)
-        if decoder != (task == "causal_lm"):
+        if decoder != (FAMILY_OF_TASK[task] == "decoder"):
             kinds = ("decoder", "encoder") if decoder else ("encoder", "decoder")
             raise ModelError(f"{directory}: is a {config.model_type}, {_an(kinds[0])}; {task} needs {_an(kinds[1])}")
         return config

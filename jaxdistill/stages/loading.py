@@ -44,12 +44,13 @@ class Survey:
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """A teacher in memory. `identity` is the fingerprint of its weights."""
+    """A teacher in memory. `identity` is the fingerprint of its weights; `measurable`: it has a head for the task."""
 
     name: str
     model: models.Model
     params: Params
     identity: str
+    measurable: bool = True
 
 
 def stage_objective(stage: ChainStage, student: models.Model, teachers: Sequence[Any], **own: Any) -> Objective:
@@ -363,7 +364,8 @@ class Loading:
         if reference.stage is not None:
             source = self.load_stage(reference, spread=copied)
             return source.model, source.params
-        task = survey.student.task
-        shape = models.build(self.inputs.model_config(reference), task=task)
-        sharding = self.spread_layout(shape) if copied else None
-        return models.from_pretrained(self.inputs.directory(reference), task=task, sharding=sharding)
+        task, directory = survey.student.task, self.inputs.directory(reference)
+        sharding = self.spread_layout(models.build(self.inputs.model_config(reference), task=task)) if copied else None
+        reports: list[models.LoadReport] = []
+        model, params = models.from_pretrained(directory, task=task, sharding=sharding, report=reports.append)
+        return model, {name: leaf for name, leaf in params.items() if name not in reports[0].fresh}

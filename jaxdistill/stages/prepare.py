@@ -1,8 +1,8 @@
 """A chain's stages, surveyed before anything is loaded, and turned into jobs when their turn has come.
 
 `survey` reads only configurations, tokenizers and data, for every stage, before the first one trains: whatever can be
-known to be wrong is found there. What differs between tasks is in `classification.py`, `causal_lm.py`, `tagging.py` and
-`answering.py`.
+known to be wrong is found there. What differs between tasks is in `classification.py`, `language_models.py`,
+`tagging.py` and `answering.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from jaxdistill import models
 from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.errors import ConfigError
 from jaxdistill.stages.answering import Answering
-from jaxdistill.stages.causal_lm import CausalLM
 from jaxdistill.stages.classification import Classification
+from jaxdistill.stages.language_models import LanguageModels
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
+from jaxdistill.stages.masked_tokens import MaskedTokens
+from jaxdistill.stages.next_tokens import NextTokens
 from jaxdistill.stages.positions import OverPositions
 from jaxdistill.stages.tagging import Tagging
 from jaxdistill.stages.teacher_files import TeacherFiles
@@ -70,7 +72,9 @@ def make_task(loading: Loading) -> Task:
         case "classification":
             return Classification(loading)
         case "causal_lm":
-            return CausalLM(loading)
+            return LanguageModels(loading, NextTokens())
+        case "masked_lm":
+            return LanguageModels(loading, MaskedTokens())
         case "token_classification":
             return OverPositions(loading, Tagging())
         case "question_answering":

@@ -132,7 +132,7 @@ def step_memory(job: Job, mesh: Mesh | None = None) -> StepMemory:
     mesh = mesh or make_mesh(job.parallel)
     step, _, _ = make_step(job, mesh)
     state = step.abstract_state()
-    language = job.student.task == "causal_lm"
+    language = job.student.task.endswith("_lm")
     return memory_breakdown(
         student=job.student,
         train=job.config.train,

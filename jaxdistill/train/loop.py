@@ -140,7 +140,7 @@ class _Loop:
                 resume_step=self.done,
             )
         self.progress = StageProgress(
-            job.title, self.total, self.done, console, counts_tokens=job.student.task == "causal_lm"
+            job.title, self.total, self.done, console, counts_tokens=job.student.task.endswith("_lm")
         )
 
     def run(self, asked_to_stop: Callable[[], bool]) -> None:

@@ -93,7 +93,8 @@ class StepMemory:
         """The student's, their gradient, and the teachers', in float32: whole, or the fused loss's tile of them."""
         if not self.student.task.endswith("_lm"):
             return 0  # of a classifier a few numbers a row
-        tokens, classes = self.rows * self.length, -(-self.student.config.vocab_size // self.tensor)
+        # a masked LM has labels, and logits, at masked positions only
+        tokens, classes = self.rows * self.row["labels"].shape[0], -(-self.student.config.vocab_size // self.tensor)
         whole = 4 * tokens * classes
         tile = 4 * chunk_tokens(tokens, classes) * classes if self.fused else whole
         return (2 + self.teachers) * tile

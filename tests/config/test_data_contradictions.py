@@ -37,6 +37,28 @@ CASES = {
         run(data=DATA | {"text": ["a", "b"], "unlabelled": [{"vocabulary": True}]}),
         "data.unlabelled.0.vocabulary: words are single texts, but data.text has 2 columns",
     ),
+    "text between separators that is cut": (
+        run(TEACHER, data=DATA | {"task": "masked_lm", "packing": "concat"}),
+        "data.packing: got 'concat', which cuts what a masked language model's separators enclose; expected first_fit, "
+        "which fills rows as well, or none",
+    ),
+    "masks of more than all chosen tokens": (
+        run(TEACHER, data=DATA | {"task": "masked_lm", "masking": {"mask": 0.9, "random": 0.2}}),
+        "data.masking: mask and random add up to 1.1; expected shares of at most 1 together",
+    ),
+    "masked pairs": (
+        run(TEACHER, data=DATA | {"task": "masked_lm", "text": ["a", "b"]}),
+        "data.text: got two columns; expected one",
+    ),
+    "masks for a classifier": (
+        run(TEACHER, data=DATA | {"masking": {"whole_words": True}}),
+        "data.masking: only masked_lm reads it, and data.task is classification; remove it",
+    ),
+    "masked tokens kept in memory": (
+        run(TEACHER, stage("student"), data=DATA | {"task": "masked_lm"}, teacher_cache="memory"),
+        "teacher_cache: got 'memory', but the teacher's input is masked anew in every epoch, and nothing it said would "
+        "fit; write off",
+    ),
     "two sources": (
         run(data={"train": {"path": "a.csv", "hub": "x"}}),
         "data.train: got path and hub; expected exactly one of path, hub, asset",

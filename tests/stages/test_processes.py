@@ -82,7 +82,7 @@ def test_two_processes_train_as_one_and_one_continues_for_two(material: Path, tm
 def test_parts_that_cannot_be_shared_evenly(material: Path, tmp_path: Path) -> None:
     from jaxdistill.config import load_run
     from jaxdistill.data import load_tokenizer, text
-    from jaxdistill.stages.causal_lm import TextFeed
+    from jaxdistill.stages.text_feed import TextFeed
 
     data = load_run(config(material, tmp_path / "run", data=1)).data
     split = text.open_split(data, "train", load_tokenizer(material / "tokenizer"), sequence_length=32)
@@ -96,7 +96,7 @@ def test_parts_that_cannot_be_shared_evenly(material: Path, tmp_path: Path) -> N
 def test_one_process_reads_what_three_would(material: Path, tmp_path: Path) -> None:
     from jaxdistill.config import load_run
     from jaxdistill.data import load_tokenizer, text
-    from jaxdistill.stages.causal_lm import TextFeed
+    from jaxdistill.stages.text_feed import TextFeed
 
     data = load_run(config(material, tmp_path / "run", data=1)).data
     split = text.open_split(data, "train", load_tokenizer(material / "tokenizer"), sequence_length=32)

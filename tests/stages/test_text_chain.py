@@ -21,7 +21,7 @@ from jaxdistill import models
 from jaxdistill.config import build_chain, load_run
 from jaxdistill.data import load_tokenizer, text
 from jaxdistill.errors import JaxdistillError
-from jaxdistill.stages.causal_lm import TextSurvey
+from jaxdistill.stages.language_models import TextSurvey
 from jaxdistill.stages.prepare import Preparation
 from jaxdistill.train.evaluate_text import evaluate_text
 

@@ -1,24 +1,28 @@
-"""Causal language modelling as a chain's task: text in packed sequences, one vocabulary, measured token by token."""
+"""Language modelling as a chain's task: text in packed sequences, one vocabulary, measured token by token.
+
+What next-token prediction and masked-token prediction do not share is in `next_tokens.py` and `masked_tokens.py`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
-
-import numpy as np
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from jaxdistill import data, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
+from jaxdistill.config.loss_schema import CrossEntropyTerm, FeatureTermConfig, TermConfig, ZLossTerm
 from jaxdistill.data import text
+from jaxdistill.distill.schedules import always_zero
 from jaxdistill.distill.teacher import OnlineTeacher, Teacher
 from jaxdistill.distill.top_k import StoredTeacher, TopKForm
-from jaxdistill.errors import CheckpointError
+from jaxdistill.errors import ModelError
 from jaxdistill.parallel import batch_devices, host_share, place, whole_batches
 from jaxdistill.stages.inputs import SPLITS
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, stage_objective
@@ -31,10 +35,11 @@ from jaxdistill.stages.stored_text import (
     text_files,
 )
 from jaxdistill.stages.teacher_files import TeacherFiles, check_cache, opened_cache
+from jaxdistill.stages.text_feed import TextFeed
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.train.evaluate_text import evaluate_text
 from jaxdistill.train.job import Feed, Job
-from jaxdistill.typing import Batch, Params
+from jaxdistill.typing import Params
 
 _CALIBRATION_ROWS = 4
 _FEW_TOKENS = 256
@@ -50,70 +55,6 @@ class TextSurvey(Survey):
 
 
 @dataclass(frozen=True)
-class TextFeed:
-    """Packed sequences of one split; `share`: which part of every batch this process reads, of how many."""
-
-    split: text.TextSplit
-    share: tuple[int, int]
-
-    def iterator(self, *, batch_size: int, seed: int, steps: int, positions: Sequence[Any] | None = None) -> Any:
-        """Documents are dealt out to as many parts as processes began the stage, and stay in their parts."""
-        index, count = self.share
-        states = None if positions is None else [state for states in positions for state in states]
-        parts = count if states is None else len(states)
-        if parts % count:
-            raise CheckpointError(
-                f"{self.split.source}: the stage was begun by {parts} processes, and {count} cannot share their parts "
-                f"of the text evenly; continue with a number that divides {parts}"
-            )
-        own = range(index * parts // count, (index + 1) * parts // count)
-        batches = [
-            self.split.train_iterator(
-                batch_size=batch_size, seed=seed, steps=steps, process_index=part, process_count=parts
-            )
-            for part in own
-        ]
-        for part, iterator in zip(own, batches, strict=True):
-            if states is not None:
-                iterator.set_state(states[part])
-        return _Parts(batches)
-
-    def longest(self, batch_size: int) -> Batch:
-        """All batches have one shape."""
-        batches = self.iterator(batch_size=batch_size, seed=0, steps=1)
-        batch = next(batches)
-        batches.close()
-        return batch
-
-    def sizes(self, batch: Batch) -> tuple[int, int]:
-        """Real rows, and tokens that are not padding."""
-        return int((batch["example_id"] >= 0).sum()), int((batch["segment_ids"] > 0).sum())
-
-
-class _Parts:
-    """Several parts of every batch, one below the other."""
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._parts = parts
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        rows = [next(part) for part in self._parts]
-        return rows[0] if len(rows) == 1 else {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
-
-    def get_state(self) -> list[Any]:
-        """Of every part."""
-        return [part.get_state() for part in self._parts]
-
-    def close(self) -> None:
-        """End the threads and processes that read ahead."""
-        for part in self._parts:
-            part.close()
-
-
-@dataclass(frozen=True)
 class _Taught:
     """Who teaches, and with what; `temperatures`: where a stored teacher's normalisers are (None: it is online)."""
 
@@ -123,12 +64,40 @@ class _Taught:
     temperatures: tuple[float, ...] | None = None
 
 
-class CausalLM:
-    """Surveys, jobs and measurements of a chain of causal language models."""
+class Kind(Protocol):
+    """What a language model predicts, and what follows from that.
 
-    def __init__(self, loading: Loading) -> None:
+    Attributes:
+      task: as models are built for it.
+    """
+
+    @property
+    def task(self) -> Literal["causal_lm", "masked_lm"]: ...
+
+    def student_config(self, loading: Loading, stage: ChainStage, tokenizer: data.Tokenizer) -> Any:
+        """The student's configuration."""
+        ...
+
+    def has_head(self, loading: Loading, reference: ResolvedTeacher) -> bool:
+        """Whether a teacher gives logits; one without gives hidden states and attention alone."""
+        ...
+
+    def check_text(self, split: text.TextSplit) -> None:
+        """Whether there is anything to predict, where that needs a look at the text."""
+        ...
+
+    def named(self, metrics: dict[str, float]) -> dict[str, float]:
+        """What `evaluate_text` measures, as it is called here."""
+        ...
+
+
+class LanguageModels:
+    """Surveys, jobs and measurements of a chain of language models of one kind."""
+
+    def __init__(self, loading: Loading, kind: Kind) -> None:
         self.loading = loading
         self.inputs = loading.inputs
+        self.kind = kind
         self._splits: dict[tuple[Any, ...], text.TextSplit | None] = {}
 
     # --- before anything is loaded -----------------------------------------------------------------------------------
@@ -136,10 +105,10 @@ class CausalLM:
     def survey(self, stage: ChainStage) -> TextSurvey:
         """Models, tokenizers and text of a stage, compared with each other."""
         tokenizers, indices = self.loading.tokenizers(stage)
-        config = self._student_config(stage, tokenizers[0])
+        config = self.kind.student_config(self.loading, stage, tokenizers[0])
         teacher_configs = self.loading.teacher_configs(stage)
         known = self._check(stage, config, teacher_configs, tokenizers)
-        model, parameters = self.loading.model(stage, config, task="causal_lm")
+        model, parameters = self.loading.model(stage, config, task=self.kind.task)
         length = self.loading.max_length(stage, (config, *teacher_configs))
         splits = {name: self._split(stage, name, tokenizers[0], length) for name in SPLITS}
         given = {name: split for name, split in splits.items() if split is not None}
@@ -147,7 +116,9 @@ class CausalLM:
         return TextSurvey(stage, model, tokenizers[:1], (0,) * len(indices), length, parameters, known, given)
 
     def read(self, survey: TextSurvey) -> None:
-        """Whether the text lasts for the steps asked for, and there are as many tokens as are to be kept."""
+        """Whether there is something to learn and to measure in the text, and it lasts."""
+        for split in survey.splits.values():
+            self.kind.check_text(split)
         if survey.stage.teacher_cache == "disk":
             self._form(survey)
             check_lasts(survey.splits["train"], survey.stage, self._steps(survey))
@@ -172,17 +143,6 @@ class CausalLM:
             self._splits[key] = text.open_split(stage.data, name, tokenizer, sequence_length=length)
         return self._splits[key]
 
-    def _student_config(self, stage: ChainStage, tokenizer: data.Tokenizer) -> Any:
-        student = stage.config.student
-        if student.pretrained is not None or student.asset is not None:
-            return self.inputs.model_config(student)
-        first = next(iter(stage.teachers), stage.warm_start_teacher)
-        teacher = self.loading.teacher_config(first) if first else None
-        if teacher is not None:
-            return self.loading.student_config(stage, teacher=teacher)
-        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-        return dataclasses.replace(self.loading.student_config(stage, vocab_size=tokenizer.max_id + 1), **ends)
-
     def _check(
         self,
         stage: ChainStage,
@@ -198,6 +158,7 @@ class CausalLM:
         for teacher, theirs in zip(stage.teachers, teacher_configs, strict=True):
             checked.append((f"{where}.teacher ({teacher.label})", theirs, tokenizers[0]))
         self.loading.check_sizes(stage, checked)
+        self._check_heads(stage)
         same_tokens = (0,) * len(teacher_configs)  # compared above
         self.loading.check_terms(stage, config, teacher_configs, tokenizer_indices=same_tokens)
         self.loading.check_start(stage, config)
@@ -210,6 +171,19 @@ class CausalLM:
             f"{stage.key}: vocabularies are padded differently ({listed}); {known:,} are compared"
         )
         return known
+
+    def _check_heads(self, stage: ChainStage) -> None:
+        """Whether the teachers whose logits are compared with have any."""
+        reading = [term.type for term in stage.terms if _reads_logits(term) and not always_zero(term.weight)]
+        reading += [best for best in ("kl", "agreement") if stage.config.checkpoint.best == best]
+        for teacher in stage.teachers if reading else ():
+            if not self.kind.has_head(self.loading, teacher):
+                raise ModelError(
+                    f"stages.{stage.name}.teacher ({teacher.label}): has no {self.kind.task} head, and "
+                    f"{' and '.join(dict.fromkeys(reading))} compare its logits; train one in a stage of its own "
+                    "(teacher: null, student: {pretrained: …}) and name that stage as the teacher, or use terms on "
+                    "hidden states or attention alone"
+                )
 
     def _steps(self, survey: TextSurvey) -> int:
         train, split = survey.stage.config.train, survey.splits["train"]
@@ -244,21 +218,26 @@ class CausalLM:
 
     def _load_given(self, reference: ResolvedTeacher) -> LoadedTeacher:
         directory = self.inputs.directory(reference)
-        shape = models.build(self.inputs.model_config(reference), task="causal_lm", dtype=self.loading.dtype)
+        shape = models.build(self.inputs.model_config(reference), task=self.kind.task, dtype=self.loading.dtype)
         model, params = models.from_pretrained(
             directory,
-            task="causal_lm",
+            task=self.kind.task,
             dtype=self.loading.dtype,
             param_dtype=self.loading.teacher_dtype,
             sharding=self.loading.layout(shape, teacher=True),
         )
-        return LoadedTeacher(reference.label, model, params, file_digest(sorted(directory.glob("*.safetensors"))))
+        identity = file_digest(sorted(directory.glob("*.safetensors")))
+        has_head = self.kind.has_head(self.loading, reference)
+        return LoadedTeacher(reference.label, model, params, identity, measurable=has_head)
 
     def evaluate(
         self, survey: TextSurvey, model: LoadedTeacher, *, index: int, taught: bool
     ) -> dict[str, dict[str, float]]:
         """Metrics of a model on the validation and test sets of a stage; `taught`: beside its teachers."""
+        if not model.measurable:
+            return {}
         loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers] if taught else []
+        loaded = loaded if _comparable(loaded) else []
         placed = self._placed(loaded)
         measure = self._measure(survey, model.model, tuple(OnlineTeacher(each.model) for each in loaded))
         params = place(model.params, self.loading.layout(model.model, like=model.params))
@@ -271,7 +250,7 @@ class CausalLM:
         batch_size = whole_batches(survey.stage.config.evaluate.batch_size, mesh)
 
         def measure(split: str, params: Params, teacher_params: Sequence[Params]) -> dict[str, float]:
-            return evaluate_text(
+            measured = evaluate_text(
                 survey.splits[split].eval_batches(batch_size=batch_size),
                 params,
                 teacher_params,
@@ -281,6 +260,7 @@ class CausalLM:
                 vocab_size=survey.vocab_size,
                 mesh=mesh,
             )
+            return self.kind.named(measured)
 
         return measure
 
@@ -288,8 +268,10 @@ class CausalLM:
         """Everything a stage's training needs."""
         stage = survey.stage
         loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
-        measure = self._measure(survey, survey.student, tuple(OnlineTeacher(teacher.model) for teacher in loaded))
         taught = self._taught(survey, loaded)
+        comparable = _comparable(loaded)
+        online = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
+        measure = self._measure(survey, survey.student, online if comparable else ())
         train, validation = survey.splits["train"], survey.splits["validation"]
         epochs, steps = stage.config.train.epochs, self._steps(survey)
         return self.loading.job(
@@ -312,8 +294,10 @@ class CausalLM:
             total_steps=steps,
             steps_per_epoch=None if epochs is None else max(1, round(steps / epochs)),
             tokens_per_step=stage.config.train.batch_size * survey.max_length,
-            validate=lambda params, teacher_params: measure(
-                "validation", params, teacher_params if taught.temperatures is None else self._placed(loaded)
+            validate=lambda params, placed: measure(
+                "validation",
+                params,
+                () if not comparable else placed if taught.temperatures is None else self._placed(loaded),
             ),
         )
 
@@ -351,15 +335,37 @@ class CausalLM:
         if config.fused != "auto":
             return config.fused
         shares = batch_devices(self.loading.mesh) * config.train.accumulate
-        tokens = config.train.batch_size // shares * survey.max_length
+        tokens = config.train.batch_size // shares * survey.splits["train"].labels_per_row
         return "off" if tokens < _FEW_TOKENS else "auto"
 
     def _initial_params(self, survey: TextSurvey) -> Params:
         return self.loading.initial_params(
             survey,
-            pretrained=lambda directory: models.from_pretrained(
-                directory, task="causal_lm", sharding=self.loading.spread_layout(survey.student)
-            )[1],
+            pretrained=lambda directory: self._pretrained(survey, directory),
             # of the training text, in the order of evaluation: the same in every process, and for every seed
             calibration=lambda: survey.splits["train"].eval_batches(batch_size=_CALIBRATION_ROWS),
         )
+
+    def _pretrained(self, survey: TextSurvey, directory: Path) -> Params:
+        stage = survey.stage
+        reports: list[models.LoadReport] = []
+        _, params = models.from_pretrained(
+            directory,
+            task=self.kind.task,
+            seed=stage.seed,
+            sharding=self.loading.spread_layout(survey.student),
+            report=reports.append,
+        )
+        for line in filter(None, map(str, reports)):
+            self.loading.console.print(f"{stage.key}: {line}", highlight=False)
+        return params
+
+
+def _reads_logits(term: TermConfig) -> bool:
+    """Whether a term compares with a teacher's logits."""
+    return not isinstance(term, FeatureTermConfig | CrossEntropyTerm | ZLossTerm)
+
+
+def _comparable(teachers: Sequence[LoadedTeacher]) -> bool:
+    """Whether there are teachers and all of them give logits, so that a student can be measured by theirs."""
+    return bool(teachers) and all(teacher.measurable for teacher in teachers)
