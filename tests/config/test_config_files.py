@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ def overrides(path: Path, tmp_path: Path) -> list[str]:
         (tmp_path / "test.txt").write_text("Bob\tB-PER\n")
         files = {"train": "made", "validation": "made", "test": "test"}
         return [f"data.{split}.path={tmp_path}/{name}.txt" for split, name in files.items()]
+    if path.stem == "mlm_finetune":
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        return [f"stages.{place}.student.pretrained={tmp_path}" for place in (0, 1)]
     if path.stem != "sst2_minilm":
         return []
     for split in ("train", "dev"):
@@ -64,6 +68,22 @@ def test_controls_train_the_same_student(name, tmp_path):
         assert by_name[control].config.student == by_name[student].config.student
         assert by_name[control].config.train == by_name[student].config.train
         assert by_name[control].warm_start_teacher == by_name[student].warm_start_teacher
+
+
+def test_students_of_masked_text_are_one_student(tmp_path):
+    chains = {
+        path.stem: {stage.name: stage for stage in build_chain(load_run(path, overrides(path, tmp_path))).stages}
+        for path in CONFIGS
+        if path.stem.startswith("mlm_")
+    }
+    general, tuned = chains["mlm_distil"], chains["mlm_finetune"]
+    assert general["student"].config.student == general["alone"].config.student
+    assert general["student"].config.train == general["alone"].config.train
+    shapes = [
+        dataclasses.replace(stage.config.student, warm_start=None) for stage in (general["student"], tuned["without"])
+    ]
+    assert shapes[0] == shapes[1]
+    assert len({stage.config.train for stage in tuned.values()}) == 1
 
 
 def test_loading_a_configuration_imports_no_jax():
