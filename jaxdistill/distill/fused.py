@@ -16,6 +16,7 @@ from jaxdistill.distill.schedules import number
 from jaxdistill.distill.signals import Wanted
 from jaxdistill.distill.terms import CrossEntropy, LogitDivergence, Term, ZLoss
 from jaxdistill.distill.top_k_terms import TopKDivergence
+from jaxdistill.parallel import target_device
 from jaxdistill.typing import Array, Batch, Scalar, Signals
 
 FUSABLE = ("forward_kl", "reverse_kl", "jensen_shannon")
@@ -160,6 +161,7 @@ class FusedTerms:
             where=arrays["where"].reshape(-1),
             top_k=_flat_top_k(arrays["top_k"]),
             axis_name=axis_name,
+            platform=target_device().platform,
             **options,
         )
         return loss, {name: sums[short] for short, name in names.items()}
