@@ -92,7 +92,8 @@ class Classification:
 
     def teacher(self, reference: ResolvedTeacher, survey: ClassificationSurvey) -> LoadedTeacher:
         """One teacher: an earlier stage's checkpoint, or a given model whose classifier must be whole."""
-        index = survey.teacher_tokenizer_indices[survey.stage.teachers.index(reference)]
+        index = survey.tokenizer_index(reference)
+        assert index is not None, reference
         return self.encoders.teacher(
             reference,
             survey.labels,

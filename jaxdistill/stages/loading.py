@@ -41,6 +41,13 @@ class Survey:
     max_length: int
     parameters: int
 
+    def tokenizer_index(self, reference: ResolvedTeacher) -> int | None:
+        """Which tokenizer one of the stage's teachers reads, whatever its weight; None: it has no such teacher."""
+        for teacher, index in zip(self.stage.teachers, self.teacher_tokenizer_indices, strict=True):
+            if dataclasses.replace(teacher, weight=reference.weight) == reference:
+                return index
+        return None
+
 
 @dataclass(frozen=True)
 class LoadedTeacher:

@@ -7,7 +7,6 @@ known to be wrong is found there. What differs between tasks is in `classificati
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -125,7 +124,6 @@ class Preparation:
     def first_use(self, reference: ResolvedTeacher) -> tuple[Survey, int]:
         """The first stage that learns from a given teacher, and the index of the tokenizer it reads there."""
         for survey in self.surveys.values():
-            for teacher, index in zip(survey.stage.teachers, survey.teacher_tokenizer_indices, strict=True):
-                if dataclasses.replace(teacher, weight=reference.weight) == reference:
-                    return survey, index
+            if (index := survey.tokenizer_index(reference)) is not None:
+                return survey, index
         raise LookupError(reference.label)

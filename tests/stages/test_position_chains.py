@@ -180,6 +180,22 @@ def test_a_mesh_changes_nothing(material: Path, written: Path, tmp_path: Path, t
     assert measured[1] == pytest.approx(measured[0], rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["token_classification", "question_answering"])
+def test_an_8_bit_teachers_drift_is_bounded(material: Path, written: Path, tmp_path: Path, task: str) -> None:
+    """Measured where the task's labels are."""
+    pytest.importorskip("qwix")
+    names = NAMES if task == "token_classification" else None
+    directory = given_teacher(tmp_path / "teacher", material, task, names)
+    made = config(material, written, tmp_path / "run", task) | {"precision": {"teacher": "int8", "max_drift": 1e-12}}
+    stage = made["stages"][2] | {"teacher": {"pretrained": str(directory)}}
+    made["stages"] = [stage | {"train": {**stage["train"], "steps": 2}}]
+    path = write_config(tmp_path / "run.yaml", made)
+    with pytest.raises(ModelError, match=r"int8 weights.*mean KL .* more than precision.max_drift=1e-12"):
+        run(path)
+    run(path, "precision.max_drift=0.1")
+
+
 def test_check_reads_everything_and_trains_nothing(material: Path, written: Path, tmp_path: Path) -> None:
     made = config(material, written, tmp_path / "run", "question_answering")
     made["stages"] = made["stages"][:1]
