@@ -149,7 +149,7 @@ def _task_problems(run: Run) -> Iterator[Problem]:
     for readers, keys in _READERS.items():
         for key in keys if task not in readers else ():
             if getattr(run.data, key) != getattr(neutral, key):
-                who = " and ".join(readers)
+                who = " and ".join(filter(None, (", ".join(readers[:-1]), readers[-1])))
                 verb = "reads" if len(readers) == 1 else "read"
                 yield Problem(("data", key), f"only {who} {verb} it, and data.task is {task}; remove it")
     if task == "question_answering":

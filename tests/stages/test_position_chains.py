@@ -263,7 +263,11 @@ def test_a_teachers_tags_are_put_in_the_datas_order(material, written, tmp_path)
 @pytest.mark.parametrize(
     ("task", "changes", "error"),
     [
-        ("token_classification", {"text": ["sentence"]}, "data.text: only classification and causal_lm read it"),
+        (
+            "token_classification",
+            {"text": ["sentence"]},
+            "data.text: only classification, causal_lm and masked_lm read it",
+        ),
         ("token_classification", {"doc_stride": 5}, "data.doc_stride: only question_answering reads it"),
         ("question_answering", {"label_names": ["O", "B"]}, "data.label_names: only classification and token_class"),
         ("question_answering", {"doc_stride": 20}, "data.doc_stride: windows of 12 tokens"),
