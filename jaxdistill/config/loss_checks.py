@@ -137,9 +137,16 @@ def _term_problems(term: TermConfig, run: Run, stage: StageConfig, path: KeyPath
             yield from _schedule_problems(value, key, stage.train.steps, (*path, key))
     if isinstance(term, RelationTerm) and len(set(term.relations)) < len(term.relations):
         yield Problem((*path, "relations"), f"got {shown(term.relations)}; expected each at most once")
-    if isinstance(term, ContrastiveTerm) and term.pooling == "first" and stage_data(run, stage).task == "causal_lm":
-        message = "got 'first', but a causal language model's first token has seen nothing; use mean"
-        yield Problem((*path, "pooling"), message)
+    data = stage_data(run, stage)
+    if isinstance(term, ContrastiveTerm) and term.pooling == "first":
+        if data.task == "causal_lm":
+            message = "got 'first', but a causal language model's first token has seen nothing; use mean"
+            yield Problem((*path, "pooling"), message)
+        elif data.task == "masked_lm" and data.packing != "none":
+            message = (
+                "got 'first', but a row holds several texts, of which that is one; use mean, or data.packing: none"
+            )
+            yield Problem((*path, "pooling"), message)
 
 
 def _span_problems(term: TermConfig, task: str, path: KeyPath) -> Iterator[Problem]:

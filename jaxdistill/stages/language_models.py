@@ -179,8 +179,8 @@ class LanguageModels:
         for teacher in stage.teachers if reading else ():
             if not self.kind.has_head(self.loading, teacher):
                 raise ModelError(
-                    f"stages.{stage.name}.teacher ({teacher.label}): has no {self.kind.task} head, and "
-                    f"{' and '.join(dict.fromkeys(reading))} compare its logits; train one in a stage of its own "
+                    f"stages.{stage.name}.teacher ({teacher.label}): has no {self.kind.task} head, whose "
+                    f"logits the stage reads ({', '.join(dict.fromkeys(reading))}); train one in a stage of its own "
                     "(teacher: null, student: {pretrained: …}) and name that stage as the teacher, or use terms on "
                     "hidden states or attention alone"
                 )

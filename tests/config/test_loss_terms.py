@@ -106,6 +106,15 @@ CASES = {
         ),
         "stages.1.loss.0.pooling: got 'first', but a causal language model's first token has seen nothing",
     ),
+    "first token of several texts": (
+        run(
+            TEACHER,
+            stage("b", loss=[{"type": "contrastive", "pooling": "first"}]),
+            data={"task": "masked_lm", "train": {"path": "x.txt"}},
+        ),
+        "stages.1.loss.0.pooling: got 'first', but a row holds several texts, of which that is one; use mean, or "
+        "data.packing: none",
+    ),
     "relation twice": (
         run(TEACHER, stage("b", loss=[{"type": "relation_kl", "relations": ["key", "key"]}])),
         "stages.1.loss.0.relations: got ['key', 'key']; expected each at most once",

@@ -148,7 +148,7 @@ def test_the_student_is_fine_tuned_by_a_run_of_its_own(trained: Path, tmp_path: 
 def test_a_teacher_without_a_head_teaches_features_alone(material: Path, tmp_path: Path) -> None:
     write_teacher(tmp_path / "teacher", task="classification")
     raw = with_teacher(material, tmp_path)
-    assert "has no masked_lm head, and forward_kl compare its logits" in survey_error(tmp_path, raw)
+    assert "has no masked_lm head, whose logits the stage reads (forward_kl); train one" in survey_error(tmp_path, raw)
     raw["stages"][0] |= {"loss": [{"type": "cosine"}, {"type": "relation_kl"}]}
     given, row = run(write_config(tmp_path / "masked.yaml", raw)).to_dict()["stages"]
     assert given["eval"] == {}
