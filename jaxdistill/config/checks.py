@@ -164,6 +164,10 @@ def _task_problems(run: Run) -> Iterator[Problem]:
     if task == "masked_lm":
         yield from _masking_problems(run.data)
     for index, stage in enumerate(run.stages):
+        if task in ("token_classification", "question_answering") and stage_data(run, stage).batching == "packed":
+            own = "batching" in (stage.data or {})
+            where: KeyPath = ("stages", index, "data", "batching") if own else ("data", "batching")
+            yield Problem(where, f"got 'packed', which {task} has not; expected bucketed or padded")
         if "task" in (stage.data or {}) and stage_data(run, stage).task != task:
             yield Problem(("stages", index, "data", "task"), f"all stages of a run have one task, data.task: {task}")
 

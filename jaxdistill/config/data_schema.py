@@ -114,6 +114,8 @@ class DataConfig:
     label terms do not); a text that is also in validation or test is left out.
     augment: variants of the training text, likewise without labels.
     validation_share: share of train carved off by hash when `validation` is left out.
+    batching: `bucketed` groups examples of similar length, `padded` leaves them in shuffled order; `packed` does that
+    too and puts several into a row, of which none sees another. An update has as many examples in each.
     shuffle_window: batches whose examples are grouped by length together (`bucketed`).
     on_bad_row: `error`, or `skip` (counted and reported).
 
@@ -147,7 +149,7 @@ class DataConfig:
     label_names: tuple[str, ...] | None = None
     max_length: Annotated[Integer, Field(ge=3)] | None = None
     truncate: bool | None = None
-    batching: Literal["padded", "bucketed"] = "bucketed"
+    batching: Literal["padded", "bucketed", "packed"] = "bucketed"
     shuffle_window: Positive = 64
     validation_share: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     on_bad_row: Literal["error", "skip"] = "error"

@@ -15,6 +15,7 @@ from jaxdistill.config.loss_schema import (
     PresetConfig,
     RelationTerm,
     Schedule,
+    SimilarityTerm,
     TermConfig,
     ZLossTerm,
 )
@@ -169,6 +170,9 @@ def _together_problems(term: TermConfig, run: Run, stage: StageConfig, path: Key
     if stage.train.accumulate > 1:
         message = f"{stage.train.accumulate} micro-batches, but {what}, and would see only its own part of them"
         yield Problem((*path[:2], "train", "accumulate"), f"{message}; expected 1")
+    if stage_data(run, stage).batching == "packed" and isinstance(term, (SimilarityTerm, ContrastiveTerm)):
+        message = f"{what}, each a row, and data.batching: packed has several in one; write batching: bucketed"
+        yield Problem((*path, "type") if len(path) > 3 else path, message)
     if run.parallel.strategy == "pmap" and run.parallel.data != 1:
         message = (
             f"{what}, and under pmap a device sees only its own; write parallel.strategy: jit, or parallel.data: 1"

@@ -4,6 +4,7 @@ from jaxdistill.data import assets, text
 from jaxdistill.data.augment import augment
 from jaxdistill.data.batching import EvalBatches, bucket_lengths, eval_batches, steps_per_epoch, total_steps
 from jaxdistill.data.cache import default_cache_dir
+from jaxdistill.data.example_packing import packed_shapes, widest_packed
 from jaxdistill.data.labels import encode_labels
 from jaxdistill.data.pipeline import train_iterator
 from jaxdistill.data.questions import QuestionRows, load_questions
@@ -44,6 +45,7 @@ __all__ = [
     "load_tagged",
     "load_texts",
     "load_tokenizer",
+    "packed_shapes",
     "split_by_hash",
     "steps_per_epoch",
     "text",
@@ -52,4 +54,5 @@ __all__ = [
     "tokenize_words",
     "total_steps",
     "train_iterator",
+    "widest_packed",
 ]

@@ -20,11 +20,11 @@ import numpy as np
 from jaxdistill.data.labels import UNLABELLED
 from jaxdistill.data.tokenize import TokenizedDataset
 
-_LENGTHS = (8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-_MOST_LENGTHS = 8
+LENGTHS = (8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+MOST_LENGTHS = 8
 _LEAST_SHARE = 0.01
 """Share of the data set's tokens that a length must save, however long the run, to be worth a compiled program."""
-_COMPILE_STEPS = 20
+COMPILE_STEPS = 20
 """Steps that compiling a program is taken to cost where nobody knows better."""
 _EVALUATIONS = 10
 """Times that an evaluation set is taken to be gone through."""
@@ -57,7 +57,7 @@ def bucket_lengths(
     max_length: int | None = None,
     *,
     steps: int | None = None,
-    compile_steps: float = _COMPILE_STEPS,
+    compile_steps: float = COMPILE_STEPS,
 ) -> tuple[int, ...]:
     """The static lengths that batches of a data set are padded to: at most 8, ascending; the last holds every row.
 
@@ -71,7 +71,7 @@ def bucket_lengths(
       compile_steps: steps of average length that take as long as one compilation.
     """
     share = _LEAST_SHARE if steps is None else max(_LEAST_SHARE, compile_steps / steps)
-    return _cheapest(dataset, max_length, _LENGTHS, share=share)
+    return _cheapest(dataset, max_length, LENGTHS, share=share)
 
 
 def _cheapest(
@@ -90,7 +90,7 @@ def _cheapest(
     price = share * int(dataset.lengths.sum())
     # best[k][j]: cheapest choice of k lengths whose largest is edges[j], as (cost, lengths).
     best: list[dict[int, tuple[float, tuple[int, ...]]]] = [{0: (0.0, ())}]
-    for _ in range(_MOST_LENGTHS):
+    for _ in range(MOST_LENGTHS):
         best.append(
             {
                 j: min(
@@ -176,7 +176,7 @@ class TrainPlan:
         self._seed, self._window = seed, window
         self._full = len(dataset) // batch_size  # batches without filler rows
         # Read-ahead crosses from one window into the next, and hardly ever further back.
-        self._window_rows = functools.lru_cache(maxsize=3)(self._sorted_window)
+        self._window_rows = functools.lru_cache(maxsize=3)(self._arranged_window)
         self._small_permutation = functools.lru_cache(maxsize=2)(_small_permutation)
 
     def __len__(self) -> int:
@@ -203,16 +203,25 @@ class TrainPlan:
             return self._small_permutation(last + 1, seed)[start:stop]
         return np.asarray([index_shuffle(i, last, seed, _ROUNDS) for i in range(start, stop)], np.int64)
 
-    def _sorted_window(self, epoch: int, window: int) -> np.ndarray:
+    def _arranged_window(self, epoch: int, window: int) -> np.ndarray:
         """int64 [batches of the window, B]."""
         first = window * self._window
         batches = min(self._window, self._full - first)
         rows = self._permuted(epoch, first * self.batch_size, (first + batches) * self.batch_size)
-        if batches > 1:
-            rows = rows[np.argsort(self.dataset.lengths[rows], kind="stable")]
-        rows = rows.reshape(batches, self.batch_size)
         order = _small_permutation(batches, _mixed(self._seed, epoch, window))
-        return rows[_in_runs(order, np.searchsorted(self.lengths, self.dataset.lengths[rows].max(axis=1)))]
+        rows, kinds = self._arranged(rows.reshape(batches, self.batch_size))
+        return rows[_in_runs(order, kinds)]
+
+    def _arranged(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A window's rows sorted by length, int64 [batches, B], and the kind of each batch.
+
+        Kinds say which batches may have one shape. They are made of the lengths alone: shapes depend on the devices, on
+        which a run may be continued that was begun on others.
+        """
+        if len(rows) > 1:
+            rows = rows.reshape(-1)
+            rows = rows[np.argsort(self.dataset.lengths[rows], kind="stable")].reshape(-1, self.batch_size)
+        return rows, np.searchsorted(LENGTHS, self.dataset.lengths[rows].max(axis=1))
 
 
 def _in_runs(order: np.ndarray, kinds: np.ndarray) -> np.ndarray:
@@ -274,7 +283,7 @@ def eval_batches(dataset: TokenizedDataset, *, batch_size: int, lengths: Sequenc
     """
     if lengths is None:
         steps = _EVALUATIONS * steps_per_epoch(len(dataset), batch_size)
-        share = max(_LEAST_SHARE, _COMPILE_STEPS / steps)
-        candidates = _LENGTHS if share < _FEW else [length for length in _LENGTHS if length.bit_count() == 1]
+        share = max(_LEAST_SHARE, COMPILE_STEPS / steps)
+        candidates = LENGTHS if share < _FEW else [length for length in LENGTHS if length.bit_count() == 1]
         lengths = _cheapest(dataset, None, candidates, share=share)
     return EvalBatches(dataset, batch_size=batch_size, lengths=lengths)

@@ -11,8 +11,8 @@ from jaxdistill.typing import Array, Batch, Bool
 IGNORED_LABEL = -100
 
 
-def real_examples(batch: Batch) -> Bool[Array, " B"]:
-    """Which rows hold an example; filler rows have example_id −1."""
+def real_examples(batch: Batch) -> Bool[Array, "*B"]:
+    """Which rows hold an example, or which places of packed rows; elsewhere example_id is −1."""
     return batch["example_id"] >= 0
 
 
@@ -22,12 +22,14 @@ def labelled(batch: Batch) -> Bool[Array, "*B"]:
 
 
 def learned(batch: Batch) -> Bool[Array, "*B"]:
-    """Which positions a teacher teaches: every real row of a classifier, every token that has a label otherwise."""
-    return real_examples(batch) if batch["labels"].ndim == 1 else labelled(batch)
+    """Which positions a teacher teaches: every example of a classifier, every token that has a label otherwise."""
+    return real_examples(batch) if batch["labels"].ndim == 1 or packed_examples(batch) else labelled(batch)
 
 
 def tokens(batch: Batch) -> Bool[Array, "B S"]:
     """Which tokens are no padding, labelled or not."""
+    if packed_examples(batch):
+        return batch["segment_ids"] > 0
     present = real_examples(batch)[:, None]
     if "segment_ids" in batch:
         present = present & (batch["segment_ids"] > 0)
@@ -35,19 +37,29 @@ def tokens(batch: Batch) -> Bool[Array, "B S"]:
 
 
 def packed(batch: Batch) -> bool:
-    """Whether rows hold several documents, which is where segment_ids are: of a causal or a masked language model."""
+    """Whether rows hold several documents, which is where segment_ids are: a language model's, or a classifier's."""
     return "segment_ids" in batch
 
 
+def packed_examples(batch: Batch) -> bool:
+    """Whether rows hold several examples of a classifier, whose tokens attend to both sides."""
+    return "segment_starts" in batch
+
+
 def masked_lm(batch: Batch) -> bool:
-    """Whether it is a masked language model's batch, whose tokens attend to both sides."""
+    """Whether it is a masked language model's batch."""
     return "masked_positions" in batch
+
+
+def both_sides(batch: Batch) -> bool:
+    """Whether tokens attend to those after them as well, as an encoder's do; of packed batches."""
+    return masked_lm(batch) or packed_examples(batch)
 
 
 def summaries(batch: Batch) -> Bool[Array, "B S"]:
     """The token of each packed document that stands for the whole: an encoder's first, a decoder's last."""
     segments = batch["segment_ids"]
-    before, after = ((1, 0), (0, -1)) if masked_lm(batch) else ((0, 1), (1, None))
+    before, after = ((1, 0), (0, -1)) if both_sides(batch) else ((0, 1), (1, None))
     neighbours = jnp.pad(segments[:, slice(*after)], ((0, 0), before))
     return tokens(batch) & (segments != neighbours)
 
@@ -57,4 +69,4 @@ def attended(batch: Batch) -> Bool[Array, "B S S"] | None:
     if not packed(batch):
         return None
     segments = batch["segment_ids"]
-    return same_segment(segments) if masked_lm(batch) else causal_mask(segments.shape[1], segments, window=None)[:, 0]
+    return same_segment(segments) if both_sides(batch) else causal_mask(segments.shape[1], segments, window=None)[:, 0]

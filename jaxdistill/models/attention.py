@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.models.config import EncoderConfig
-from jaxdistill.models.dropout import Site, dropout
+from jaxdistill.models.dropout import Seeds, Site, dropout
 from jaxdistill.models.layers import Dense, affine
-from jaxdistill.typing import Array, Bool, Float
+from jaxdistill.typing import Array, Bool, Float, Int
 
 
 class SelfAttention(nnx.Module):
@@ -28,16 +28,18 @@ class SelfAttention(nnx.Module):
         x: Float[Array, "B S D"],
         bias: Float[Array, "B 1 _ S"],
         *,
-        seeds: Array | None,
+        seeds: Seeds,
         layer: Array | int,
         wanted: frozenset[str] = frozenset(),
         first_only: bool = False,
+        starts: Int[Array, "B G"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         """Attention output, and the signals in `wanted` among attentions, attention_scores and qkv.
 
-        first_only computes the query of position 0 alone (Q = 1); keys and values are of every position.
+        first_only computes the queries of first positions alone (`first_tokens`: Q = 1, or G of packed rows); keys and
+        values are of every position. `bias` and `seeds` are those of the queries.
         """
-        query, key, value = self._project(x, first_only=first_only)
+        query, key, value = self._project(x, first_only=first_only, starts=starts)
         signals = {"qkv": jnp.stack([query, key, value])} if "qkv" in wanted else {}
         # Heads first and the scale on the queries: XLA's CPU backend then copies each operand once.
         query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query * query.shape[-1] ** -0.5, key, value))
@@ -50,13 +52,13 @@ class SelfAttention(nnx.Module):
         context = jnp.swapaxes(jnp.einsum("bnqk,bnkh->bnqh", kept, value), 1, 2)
         return self.output(context), signals
 
-    def _project(self, x: Array, *, first_only: bool) -> tuple[Array, Array, Array]:
+    def _project(self, x: Array, *, first_only: bool, starts: Array | None) -> tuple[Array, Array, Array]:
         """Queries [B, Q, N, H], keys and values [B, S, N, H]."""
         if not first_only:
             qkv = self.qkv(x)
             return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
-        query = affine(x[:, :1], kernel[:, 0], bias[0], dtype=self.dtype)
+        query = affine(first_tokens(x, starts), kernel[:, 0], bias[0], dtype=self.dtype)
         both = affine(x, kernel[:, 1:], bias[1:], dtype=self.dtype)
         return query, both[:, :, 0], both[:, :, 1]
 
@@ -75,6 +77,14 @@ def attention_bias(attention_mask: Array, segment_ids: Array | None = None) -> F
 def same_segment(segment_ids: Array) -> Bool[Array, "B S S"]:
     """Which tokens (last axis) are in the segment of each token."""
     return segment_ids[:, :, None] == segment_ids[:, None, :]
+
+
+def first_tokens(x: Array, starts: Int[Array, "B G"] | None) -> Array:
+    """x [B, S, ...] at the first token of every example: [B, 1, ...], or [B, G, ...] where packed rows begin them."""
+    if starts is None:
+        return x[:, :1]
+    places = starts.reshape(*starts.shape, *(1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, places, axis=1, mode="clip")
 
 
 @jax.custom_jvp

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdistill.models.attention import attention_bias
+from jaxdistill.models.attention import attention_bias, first_tokens
 from jaxdistill.models.config import EncoderConfig
-from jaxdistill.models.dropout import Site, dropout
+from jaxdistill.models.dropout import Seeds, Site, dropout, packed_seeds
 from jaxdistill.models.encoder import EncoderLayer
 from jaxdistill.models.init import constant, weight
 from jaxdistill.models.layers import Dense, LayerNorm, activation, gather
@@ -43,7 +43,7 @@ class Embeddings(nnx.Module):
         self.config = config
         self.dtype = dtype
 
-    def __call__(self, batch: Batch, *, seeds: Array | None) -> Float[Array, "B S D"]:
+    def __call__(self, batch: Batch, *, seeds: Seeds) -> Float[Array, "B S D"]:
         """Embeddings of `input_ids` (and `token_type_ids` where the architecture has them)."""
         ids = batch["input_ids"]
         x = self._words(ids) + self._positions(batch)
@@ -101,15 +101,20 @@ class ClassifierNetwork(nnx.Module):
         self.config = config
 
     def __call__(self, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None) -> dict[str, Any]:
-        """The signals asked for; the last layer is computed at position 0 alone when no signal needs the others."""
+        """The signals asked for; the last layer is computed at first tokens alone when no signal needs the others.
+
+        Logits are [B, C], of packed rows [B, G, C]: one for each of their `segment_starts`.
+        """
         whole = "last_hidden" in request.names or request.at(self.config.num_hidden_layers - 1)
         hidden, signals = _encode(self.embeddings, batch, layers, request=request, seeds=seeds, first_only=not whole)
         if request.names & {"logits", "head"}:
-            pooled = self._pool(hidden[:, 0], seeds).astype(jnp.float32)
+            starts = batch.get("segment_starts")
+            first = first_tokens(hidden, starts) if whole else hidden
+            pooled = self._pool(first[:, 0] if starts is None else first, seeds).astype(jnp.float32)
             signals |= _head_signals(self.classifier, pooled, request)
         return signals
 
-    def _pool(self, first: Float[Array, "B D"], seeds: Array | None) -> Float[Array, "B D"]:
+    def _pool(self, first: Float[Array, "*B D"], seeds: Array | None) -> Float[Array, "*B D"]:
         """The classifier's input: BERT tanh, DistilBERT ReLU, RoBERTa tanh with one more dropout before it."""
         config = self.config
         rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
@@ -210,8 +215,10 @@ def _head_signals(head: Dense, states: Float[Array, "*B D"], request: Request) -
 def _encode(
     embeddings: Embeddings, batch: Batch, layers: Layers, *, request: Request, seeds: Array | None, first_only: bool
 ) -> tuple[Array, dict[str, Any]]:
-    """The last layer's output and the encoder's signals."""
-    x, bias = embeddings(batch, seeds=seeds), attention_bias(batch["attention_mask"], batch.get("segment_ids"))
+    """The last layer's output and the encoder's signals; seeds: of the batch's examples."""
+    segments, starts = batch.get("segment_ids"), batch.get("segment_starts")
+    drawn = seeds if starts is None else packed_seeds(seeds, batch["segment_ids"], batch["positions"])
+    x, bias = embeddings(batch, seeds=drawn), attention_bias(batch["attention_mask"], segments)
     last = layers.count - 1
     hidden, signals = layers(
         x,
@@ -219,6 +226,7 @@ def _encode(
         each=[{"first_only": first_only and layer == last} for layer in range(layers.count)],
         scanned={"layer": np.arange(layers.count, dtype=np.uint32)},
         bias=bias,
-        seeds=seeds,
+        seeds=drawn,
+        starts=starts,
     )
     return hidden, signals | ({"last_hidden": hidden} if "last_hidden" in request.names else {})

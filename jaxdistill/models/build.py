@@ -66,12 +66,13 @@ class Model:
             params: nested dictionary as `init` gives it.
             batch: input_ids and attention_mask int32 [B, S] (the mask may be bool); token_type_ids if there are any;
                 example_id int32 [B] for dropout. A row may hold several documents, which do not attend to each other:
-                segment_ids int32 [B, S] (0 = padding) and positions int32 [B, S] in each document. For a decoder the
-                mask may be left out. For question_answering p_mask int32 [B, S], 1 where no answer can start or end
+                segment_ids int32 [B, S] (0 = padding) and positions int32 [B, S] in each document; for a classifier
+                also where each of up to G begins, segment_starts int32 [B, G], and example_id is [B, G]. For a decoder
+                the mask may be left out. For question_answering p_mask int32 [B, S], 1 where no answer can start or end
                 (question, separators). For masked_lm masked_positions int32 [B, K], where alone its head is computed.
-            outputs: names, or {name: layers} (None = all layers). logits float32: [B, C]; [B, S, V] (a masked LM's
-                [B, K, V] if there are masked_positions), or [B, S, C] of a token classifier; [B, 2, S] of starts and
-                ends of answers, −inf where there can be none. last_hidden
+            outputs: names, or {name: layers} (None = all layers). logits float32: [B, C], or [B, G, C]; [B, S, V] (a
+                masked LM's [B, K, V] if there are masked_positions), or [B, S, C] of a token classifier; [B, 2, S] of
+                starts and ends of answers, −inf where there can be none. last_hidden
                 [B, S, D]; head {input, kernel, bias if it has one}, whose product the logits are (of question answering
                 before they are transposed and masked);
                 hidden_states [L+1, B, S, D], of which 0 are the embeddings and L the last_hidden; attentions and

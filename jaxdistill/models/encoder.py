@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxdistill.models.attention import SelfAttention
+from jaxdistill.models.attention import SelfAttention, first_tokens
 from jaxdistill.models.config import EncoderConfig
-from jaxdistill.models.dropout import Site, dropout
+from jaxdistill.models.dropout import Seeds, Site, at_first, dropout
 from jaxdistill.models.layers import Dense, LayerNorm, activation
-from jaxdistill.typing import Array, Float
+from jaxdistill.typing import Array, Float, Int
 
 
 class EncoderLayer(nnx.Module):
@@ -30,19 +30,27 @@ class EncoderLayer(nnx.Module):
         x: Float[Array, "B S D"],
         *,
         bias: Array,
-        seeds: Array | None,
+        seeds: Seeds,
         layer: Array | int,
         wanted: frozenset[str] = frozenset(),
         first_only: bool = False,
+        starts: Int[Array, "B G"] | None = None,
     ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
-        """The layer's output (of position 0 alone if `first_only`: Q = 1) and the signals in `wanted`."""
+        """The layer's output and the signals in `wanted`.
+
+        first_only: of the first position of every example alone (Q = 1); in packed rows those are `starts` (Q = G).
+        """
         config = self.config
-        attended, signals = self.attention(x, bias, seeds=seeds, layer=layer, wanted=wanted, first_only=first_only)
+        if first_only and starts is not None:
+            seeds, bias = at_first(seeds, starts), first_tokens(bias[:, 0], starts)[:, None]
+        attended, signals = self.attention(
+            x, bias, seeds=seeds, layer=layer, wanted=wanted, first_only=first_only, starts=starts
+        )
         attended = checkpoint_name(attended, "attention_output")
         # DistilBERT has no dropout between its attention's output projection and the residual.
         rate = 0.0 if config.model_type == "distilbert" else config.hidden_dropout_prob
         attended = dropout(attended, seeds, rate=rate, site=Site.ATTENTION_OUTPUT, layer=layer)
-        x = self.attention_norm(attended + (x[:, :1] if first_only else x))
+        x = self.attention_norm(attended + (first_tokens(x, starts) if first_only else x))
         inner = self.output(activation(config.hidden_act)(self.intermediate(x)))
         inner = checkpoint_name(inner, "feed_forward_output")
         inner = dropout(inner, seeds, rate=config.hidden_dropout_prob, site=Site.FEED_FORWARD, layer=layer)

@@ -13,7 +13,7 @@ from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
 from jaxdistill.distill.teacher_cache import compute_logits, forward_batches, rows_and_ids
 from jaxdistill.errors import ConfigError
-from jaxdistill.parallel import host_share, replicate, whole_batches
+from jaxdistill.parallel import batch_devices, host_share, replicate, whole_batches
 from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed
 from jaxdistill.stages.inputs import SPLITS, LabelledRows
 from jaxdistill.stages.loading import LoadedTeacher, Loading, stage_objective
@@ -197,7 +197,12 @@ class Classification:
         steps = data.total_steps(len(train), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
         tokens = settings.batch_size * float(train.lengths.mean())
         price = compile_steps(survey.student, teachers, tokens=tokens)
-        lengths = data.bucket_lengths(train, steps=steps, compile_steps=price)
+        lengths: tuple[Any, ...] = data.bucket_lengths(train, steps=steps, compile_steps=price)
+        if stage.data.batching == "packed":
+            multiple = batch_devices(mesh) * settings.accumulate
+            lengths = data.packed_shapes(
+                train, settings.batch_size, multiple=multiple, steps=steps, compile_steps=price
+            )
         return self.loading.job(
             survey,
             loaded,

@@ -44,12 +44,15 @@ class EncoderSurvey(Survey):
 
 @dataclass(frozen=True)
 class LabelledFeed:
-    """A tokenised data set in batches of static `lengths`; `share`: the part of each that this process reads."""
+    """A tokenised data set in batches of static `lengths`; `share`: the part of each that this process reads.
+
+    Where `batching` is packed, `lengths` are the shapes of `data.packed_shapes`.
+    """
 
     dataset: data.TokenizedDataset
-    batching: Literal["padded", "bucketed"]
+    batching: Literal["padded", "bucketed", "packed"]
     shuffle_window: int
-    lengths: tuple[int, ...]
+    lengths: tuple[Any, ...]
     share: tuple[int, int]
 
     def iterator(self, *, batch_size: int, seed: int, steps: int, positions: Sequence[Any] | None = None) -> Any:
@@ -70,6 +73,8 @@ class LabelledFeed:
 
     def longest(self, batch_size: int) -> Batch:
         """Evaluation order begins with the longest rows."""
+        if self.batching == "packed":
+            return data.widest_packed(self.dataset, batch_size, self.lengths)
         return data.eval_batches(self.dataset, batch_size=batch_size, lengths=self.lengths)[0]
 
     def sizes(self, batch: Batch) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -62,16 +62,27 @@ def evaluate_logits(
             average = "binary" if binary else "macro"
             f1 = f1_score(truth, guess, average=average, zero_division=0)  # pyright: ignore[reportArgumentType]
             results["f1"] = float(f1)
-            results["loss"] = _mean(losses.cross_entropy(jnp.asarray(student[known]), jnp.asarray(truth)))
+            results["loss"] = _mean(np.asarray(_cross_entropy(student, labels.astype(np.int32)))[known])
     if teacher_logits is not None:
         teacher = np.asarray(teacher_logits, np.float32)
         _check_shape("teacher logits", teacher.shape, student, axes=2)
-        results["kl"] = _mean(losses.forward_kl(jnp.asarray(student), jnp.asarray(teacher)))
+        results["kl"] = _mean(_kl(student, teacher))
         results["agreement"] = float(np.mean(predictions == teacher.argmax(-1)))
     return results
 
 
-def _mean(values: Float[Array, " N"]) -> float:
+@jax.jit
+def _cross_entropy(logits: Array, labels: Array) -> Float[Array, " N"]:
+    """0 where there is no label; one program, where every operation of its own would be a dozen."""
+    return losses.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL)
+
+
+@jax.jit
+def _kl(student: Array, teacher: Array) -> Float[Array, " N"]:
+    return losses.forward_kl(student, teacher)
+
+
+def _mean(values: Any) -> float:
     """Mean in float64: the host has it, and N may be large."""
     return float(np.mean(np.asarray(values), dtype=np.float64))
 

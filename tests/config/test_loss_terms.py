@@ -94,6 +94,10 @@ CASES = {
         run(TEACHER, stage("b", loss=[SIMILAR], train={"epochs": 1, "accumulate": 4})),
         "stages.1.train.accumulate: 4 micro-batches, but similarity_preserving compares the examples of a batch",
     ),
+    "packed rows": (
+        run(TEACHER, stage("b", loss=[SIMILAR], data={"batching": "packed"})),
+        "stages.1.loss.0.type: similarity_preserving compares the examples of a batch with one another, each a row",
+    ),
     "pmap": (
         run(TEACHER, stage("b", loss=[{"type": "dist"}]), parallel={"strategy": "pmap"}),
         "stages.1.loss.0.type: dist compares the examples of a batch with one another, and under pmap a device sees",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -25,16 +26,15 @@ READS = {ArrayImpl._value.fget.__wrapped__.__code__, jax.block_until_ready.__cod
 def observed() -> Iterator[Counter[str]]:
     """Counts, from outside, what runs while steps are taken: reads in a step, reads to log, dispatches, programs."""
     seen: Counter[str] = Counter()
-    stepping, logging = _Loop._advance.__code__, fetch.__code__
+    sections = {_Loop._advance.__code__: "dispatch", fetch.__code__: "log", _Loop._evaluate.__code__: "evaluation"}
     inside: list[str] = []
 
     def profile(frame, event, _):
         code = frame.f_code
-        if code in (stepping, logging):
-            name = "dispatch" if code is stepping else "log"
+        if code in sections:
             if event == "call":
-                inside.append(name)
-                seen[name] += 1
+                inside.append(sections[code])
+                seen[sections[code]] += 1
             elif event == "return":
                 inside.pop()
         elif event == "call" and code in READS:
@@ -54,12 +54,13 @@ def observed() -> Iterator[Counter[str]]:
 
 
 @pytest.fixture(scope="module")
-def runs(material: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Counter[str]]]:
-    """The same stage with one, and with up to three steps in a dispatch."""
+def runs(material: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Counter[str]]]:
+    """The same stage with one, and with up to three steps in a dispatch; and packed."""
     found = {}
-    for steps in (1, 3):
+    for name, steps, batching in (("one", 1, "bucketed"), ("three", 3, "bucketed"), ("packed", 3, "packed")):
         output = tmp_path_factory.mktemp("dispatch") / "run"
         config = chain_config(material, output)
+        config["data"]["batching"] = batching
         config["stages"] = [config["stages"][3]]
         config["tokenizer"] = str(material / "encoder")
         config["stages"][0]["train"] |= {"steps_per_dispatch": steps, "log_every": 5, "epochs": 3}
@@ -67,7 +68,7 @@ def runs(material: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
         path = write_config(output.parent / "tiny.yaml", config)
         with observed() as seen:
             run(path)
-        found[steps] = output, seen
+        found[name] = output, seen
     return found
 
 
@@ -78,13 +79,20 @@ def test_nothing_is_read_between_log_lines_and_little_is_compiled(runs) -> None:
         # 30 steps: log lines at 5, 10, …, 30, evaluations at 12 and 24
         assert seen["log"] == 8
         assert 1 <= seen["program in dispatch"] <= 8
-    assert runs[1][1]["dispatch"] == 30
-    assert runs[3][1]["dispatch"] < 20
-    assert runs[3][1]["program in dispatch"] == runs[1][1]["program in dispatch"]
+        assert 1 <= seen["program in evaluation"] <= 8
+    assert runs["one"][1]["dispatch"] == 30
+    assert runs["three"][1]["dispatch"] < 20
+    assert runs["three"][1]["program in dispatch"] == runs["one"][1]["program in dispatch"]
 
 
 def test_steps_together_end_where_single_ones_do(runs) -> None:
-    one, three = (final_params(output, "scratch") for output, _ in (runs[1], runs[3]))
+    one, three = (final_params(runs[name][0], "scratch") for name in ("one", "three"))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), one, three)
+
+
+def test_every_update_has_its_examples(runs) -> None:
+    """Packed or not: the same numbers of steps, examples and tokens, and as many rows in the curves."""
+    measured = [json.loads((output / "summary.json").read_text())["stages"][0]["train"] for output, _ in runs.values()]
+    assert len({(each["steps"], each["examples"], each["tokens"]) for each in measured}) == 1
     curves = [(output / "stages/scratch/metrics.jsonl").read_text().splitlines() for output, _ in runs.values()]
-    assert len(curves[0]) == len(curves[1])
+    assert len({len(curve) for curve in curves}) == 1
