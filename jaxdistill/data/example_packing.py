@@ -48,7 +48,7 @@ def packed_shapes(
 ) -> tuple[PackedShape, ...]:
     """The static shapes that batches of a data set are packed into: at most 8, ascending in cost; the last holds any.
 
-    Chosen such that the cost of a sample of batches, plus the price of every shape's compilation, is smallest.
+    Chosen such that the cost of a sample of batches, plus the price of each shape's compilation, is small.
 
     Args:
       dataset: N ≥ 1 examples.
@@ -66,29 +66,44 @@ def packed_shapes(
         for lengths in sample:
             if lengths.max() <= length and (shape := _least(lengths, length, batch_size, multiple)):
                 found[shape] += 1
+    most = max((shape.rows for shape in found if shape.length == top), default=batch_size) + multiple
+    spare = PackedShape(most, top, _slots(batch_size, most))
     candidates = sorted((shape for shape in found if shape.cost < every.cost), key=lambda shape: shape.cost)
     fits = {shape: np.array([bins(lengths, shape) is not None for lengths in sample]) for shape in candidates}
-    return _cheapest(candidates, fits, every, share=compile_steps / steps if steps else 0.0)
+    always = (spare, every) if spare.cost < every.cost else (every,)
+    return _cheapest(candidates, fits, always, share=compile_steps / steps if steps else 0.0)
 
 
 def _least(lengths: np.ndarray, length: int, batch_size: int, multiple: int) -> PackedShape | None:
     """The fewest rows of a length that hold a batch."""
     rows = -(-int(lengths.sum()) // (length * multiple)) * multiple
     while rows < batch_size:
-        # half as many slots again as even rows need: they are not quite even
-        shape = PackedShape(rows, length, min(batch_size, -(-3 * batch_size // (2 * rows))))
+        shape = PackedShape(rows, length, _slots(batch_size, rows))
         if bins(lengths, shape) is not None:
             return shape
         rows += multiple
     return None
 
 
+def _slots(batch_size: int, rows: int) -> int:
+    """Half as many again as even rows need: they are not quite even."""
+    return min(batch_size, -(-3 * batch_size // (2 * rows)))
+
+
 def _cheapest(
-    candidates: Sequence[PackedShape], fits: dict[PackedShape, np.ndarray], every: PackedShape, *, share: float
+    candidates: Sequence[PackedShape],
+    fits: dict[PackedShape, np.ndarray],
+    always: tuple[PackedShape, ...],
+    *,
+    share: float,
 ) -> tuple[PackedShape, ...]:
-    """Shapes added one by one for as long as the best addition saves more than its price; `every` is always there."""
-    chosen = [every]
-    cost = np.full(_SAMPLE, every.cost)
+    """Shapes added to `always` one by one, for as long as the best of them saves more than its price.
+
+    Of those two the first holds every batch like the sample's, with rows to spare; the second, whose rows are mostly
+    empty, holds any batch there could be. Neither is compiled unless it is needed.
+    """
+    chosen = list(always)
+    cost = np.full(_SAMPLE, always[0].cost)
     while candidates and len(chosen) < MOST_LENGTHS:
         costs = {shape: np.where(fits[shape], np.minimum(cost, shape.cost), cost) for shape in candidates}
         best = min(candidates, key=lambda shape: costs[shape].sum())
