@@ -79,7 +79,8 @@ def test_nothing_is_read_between_log_lines_and_little_is_compiled(runs) -> None:
         # 30 steps: log lines at 5, 10, …, 30, evaluations at 12 and 24
         assert seen["log"] == 8
         assert 1 <= seen["program in dispatch"] <= 8
-        assert 1 <= seen["program in evaluation"] <= 8
+        assert seen["program in evaluation"] <= 8
+    assert runs["one"][1]["program in evaluation"] >= 1  # the others find its programs
     assert runs["one"][1]["dispatch"] == 30
     assert runs["three"][1]["dispatch"] < 20
     assert runs["three"][1]["program in dispatch"] == runs["one"][1]["program in dispatch"]
