@@ -46,14 +46,9 @@ def packed_examples(batch: Batch) -> bool:
     return "segment_starts" in batch
 
 
-def masked_lm(batch: Batch) -> bool:
-    """Whether it is a masked language model's batch."""
-    return "masked_positions" in batch
-
-
 def both_sides(batch: Batch) -> bool:
-    """Whether tokens attend to those after them as well, as an encoder's do; of packed batches."""
-    return masked_lm(batch) or packed_examples(batch)
+    """Of packed batches: whether tokens attend to those after them as well, a masked LM's or a classifier's."""
+    return "masked_positions" in batch or packed_examples(batch)
 
 
 def summaries(batch: Batch) -> Bool[Array, "B S"]:
