@@ -15,9 +15,12 @@ from jaxdistill.parallel import make_mesh
 from jaxdistill.stages.chain_table import print_chain
 from jaxdistill.stages.loading import Survey
 from jaxdistill.stages.prepare import Preparation
-from jaxdistill.train.job import make_step
+from jaxdistill.stages.sweep import swept_students
+from jaxdistill.train.job import Job, make_step
 from jaxdistill.train.memory import planned_bytes
-from jaxdistill.train.state import init_state
+from jaxdistill.train.state import TrainState, init_state
+from jaxdistill.train.step import TrainStep
+from jaxdistill.train.sweep import fresh_students, make_swept_step
 
 
 def check(run: Run, *, console: Console | None = None) -> dict[str, Any]:
@@ -56,14 +59,23 @@ def check(run: Run, *, console: Console | None = None) -> dict[str, Any]:
     return {"stages": rows}
 
 
+def _fresh(preparation: Preparation, survey: Survey, job: Job) -> tuple[TrainStep, TrainState]:
+    """The stage's step and its state before the first one: a student's, or those of all students of a sweep."""
+    mesh = make_mesh(job.parallel)
+    if survey.stage.variants:
+        students = swept_students(preparation.task, survey)
+        step, optimizer, _ = make_swept_step(job, students, mesh)
+        return step, step.put_state(fresh_students(students, optimizer, mesh))
+    step, optimizer, _ = make_step(job, mesh)
+    key, projections = jax.random.key(job.seed), job.objective.projections
+    state = init_state(job.initial_params(), optimizer, key, step.mesh, model=job.student, projections=projections)
+    return step, step.put_state(state)
+
+
 def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
     """One step on the stage's longest batch."""
     job = preparation.task.job(survey)
-    step, optimizer, _ = make_step(job, make_mesh(job.parallel))
-    key, projections = jax.random.key(job.seed), job.objective.projections
-    state = step.put_state(
-        init_state(job.initial_params(), optimizer, key, step.mesh, model=job.student, projections=projections)
-    )
+    step, state = _fresh(preparation, survey, job)
     teacher_params = step.put_params(job.teacher_params)
     batch = step.put_batch(job.feed.longest(job.config.train.batch_size))
     begin = time.perf_counter()

@@ -34,10 +34,7 @@ def run_sweep(task: Task, survey: Survey, console: Console) -> SweepResult:
       survey: of the stage.
       console: where progress is shown.
     """
-    stage = survey.stage
-    students = [
-        SweptStudent(variant.label, _job(task, survey, variant), variant.learning_rate) for variant in stage.variants
-    ]
+    stage, students = survey.stage, swept_students(task, survey)
     job: Job = task.job(survey)
     trained, leader = train_sweep(job, students, console)
     rows = []
@@ -48,6 +45,14 @@ def run_sweep(task: Task, survey: Survey, console: Console) -> SweepResult:
     console.print(f"{stage.key}: {stage.variants[leader].label} is handed on, of {len(students)} students")
     hand_on(job, trained[leader])
     return SweepResult(trained[leader], stage.variants[leader].numbers, tuple(rows))
+
+
+def swept_students(task: Task, survey: Survey) -> list[SweptStudent]:
+    """The students of a stage's sweep, each with the job it would be by itself."""
+    return [
+        SweptStudent(variant.label, _job(task, survey, variant), variant.learning_rate)
+        for variant in survey.stage.variants
+    ]
 
 
 def summary_rows(result: SweepResult, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdistill.parallel import make_mesh, replicate
+from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, Restored, load_params
 from jaxdistill.train.job import Job
 from jaxdistill.train.learner import Choice, Evaluation
@@ -66,12 +68,28 @@ def hand_on(job: Job, trained: Trained) -> None:
     checkpoints.close()
 
 
+def fresh_students(students: Sequence[SweptStudent], optimizer: GuardedTransformation, mesh: Mesh) -> TrainState:
+    """The students' states before the first step, stacked on a leading axis."""
+    states = [
+        init_state(
+            student.job.initial_params(),
+            optimizer,
+            jax.random.fold_in(jax.random.key(student.job.seed), 1),
+            mesh,
+            model=student.job.student,
+            projections=student.job.objective.projections,
+        )
+        for student in students
+    ]
+    return replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), mesh)
+
+
 class _Sweep:
     """The students' stacked state, and the parameters with which each was best."""
 
     def __init__(self, job: Job, students: tuple[SweptStudent, ...], mesh: Mesh) -> None:
         self.job, self.students, self.mesh, self.choice = job, students, mesh, Choice.of(job)
-        self.step, self._optimizer, self.schedule = _swept_step(job, students, mesh)
+        self.step, self._optimizer, self.schedule = make_swept_step(job, students, mesh)
         self.checkpoints = Checkpoints(
             job.directory / "sweep" / "checkpoints",
             keep=job.config.checkpoint.keep,
@@ -83,18 +101,7 @@ class _Sweep:
 
     def fresh(self) -> TrainState:
         """Every student's own, stacked."""
-        states = [
-            init_state(
-                student.job.initial_params(),
-                self._optimizer,
-                jax.random.fold_in(jax.random.key(student.job.seed), 1),
-                self.mesh,
-                model=student.job.student,
-                projections=student.job.objective.projections,
-            )
-            for student in self.students
-        ]
-        stacked = replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), self.mesh)
+        stacked = fresh_students(self.students, self._optimizer, self.mesh)
         self._best_params = jax.tree.map(jnp.copy, stacked.params)
         return stacked
 
@@ -114,12 +121,15 @@ class _Sweep:
         return restored.state["state"]
 
     def evaluate(self, state: TrainState, teacher_params: tuple[Params, ...], step: int) -> Evaluation:
-        """Every student by itself; one that is better than it ever was asks for a checkpoint."""
-        recorded: dict[str, float] = {}
+        """Every student by itself; one that is better than it ever was asks for a checkpoint.
+
+        Values of student i begin with `i/`; without a number they are those of the best so far.
+        """
+        every = [
+            student.job.validate(student_of(state.params, i), teacher_params) for i, student in enumerate(self.students)
+        ]
         improved = np.zeros(len(self.students), bool)
-        for index, student in enumerate(self.students):
-            values = student.job.validate(student_of(state.params, index), teacher_params)
-            recorded |= {f"{index}/{name}": value for name, value in values.items()}
+        for index, values in enumerate(every):
             value = math.nan if self.choice.metric is None else values[self.choice.metric]
             best = self._best[index]
             # without a metric the last is handed on; one that is not finite is never best
@@ -128,7 +138,8 @@ class _Sweep:
             if improved[index]:
                 self._best[index] = (value, step)
         self._best_params = _select(jnp.asarray(improved), state.params, self._best_params)
-        return Evaluation(recorded, self._line(), bool(improved.any()))
+        apart = {f"{index}/{name}": value for index, values in enumerate(every) for name, value in values.items()}
+        return Evaluation(every[self.leader()] | apart, self._line(), bool(improved.any()))
 
     def save(self, state: TrainState, step: int, *, positions: Any, tally: dict[str, Any]) -> None:
         """All students in one checkpoint."""
@@ -152,7 +163,9 @@ class _Sweep:
         leader = 0
         for index, best in enumerate(self._best):
             first = self._best[leader]
-            if best is not None and (first is None or self.choice.better(best[0], first[0])):
+            if self.choice.metric is None or best is None:
+                continue
+            if first is None or self.choice.better(best[0], first[0]):
                 leader = index
         return leader
 
@@ -174,8 +187,10 @@ def _select(improved: Any, new: Params, old: Params) -> Params:
     return jax.tree.map(leaf, new, old)
 
 
-def _swept_step(job: Job, students: Sequence[SweptStudent], mesh: Mesh) -> tuple[TrainStep, Any, Any]:
-    """The step, with the optimizer and schedule of the first student."""
+def make_swept_step(
+    job: Job, students: Sequence[SweptStudent], mesh: Mesh
+) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
+    """The step of a sweep's students, with the optimizer and schedule of the first of them."""
     objective, numbers = common_objective([student.job.objective for student in students])
     rate = students[0].learning_rate
     settings = replace(job.config.train, learning_rate=rate)

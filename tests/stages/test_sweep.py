@@ -9,9 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from test_stored_logits import config, write_teacher
 from tiny_chain import final_params, run, write_config
 
+from jaxdistill.config import run_from_dict
+from jaxdistill.stages import check
 from jaxdistill.train import loop
 from jaxdistill.train.checkpoint import load_params
 
@@ -55,6 +58,17 @@ def test_all_students_are_in_the_summary_and_the_best_is_handed_on(trained: Path
     assert rows["last"]["teacher"] == ["assistant"]
     assert (trained / "stages" / "assistant" / "student" / "model.safetensors").is_file()
     assert best in (trained / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_check_runs_the_step_of_all_students(material: Path, teacher: Path, tmp_path: Path) -> None:
+    raw = swept(material, tmp_path / "run", teacher)
+    (found,) = check(run_from_dict({**raw, "stages": raw["stages"][:1]}), console=Console(quiet=True))["stages"]
+    alone = {key: value for key, value in raw["stages"][0].items() if key != "sweep"}
+    (single,) = check(run_from_dict({**raw, "stages": [alone]}), console=Console(quiet=True))["stages"]
+    assert np.isfinite(found["loss"])
+    assert found["bytes"]["arguments"] > 1.5 * single["bytes"]["arguments"]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
