@@ -76,7 +76,7 @@ def text_content(loading: Loading, survey: Survey, split: text.TextSplit, form: 
         "precision": loading.teacher_precision,
         "tokenizer": survey.tokenizers[0].fingerprint,
         "data": split.rows_fingerprint,
-        "packing": survey.stage.data.packing,
+        "packing": split.packing,
         "sequence_length": split.sequence_length,
         "vocab_size": form.classes,
         "top_k": form.top_k,

@@ -12,12 +12,13 @@ LLAMA = {
     "num_attention_heads": 2,
     "intermediate_size": 128,
 }
+TEXT = {"task": "causal_lm", "train": {"path": "x.txt"}, "max_length": 64}
 
 
 def text(*, data=None, loss=None, **changes):
     fields = {"student": LLAMA, "loss": loss} if loss else {"student": LLAMA}
     teacher = changes.pop("teacher", {"pretrained": "owner/model"})
-    made = {"task": "causal_lm", "train": {"path": "x.txt"}, "max_length": 64, **(data or {})}
+    made = {**TEXT, **(data or {})}
     return run(stage("a", teacher=teacher, teacher_cache="disk", **fields), data=made, **changes)
 
 
@@ -29,6 +30,10 @@ CASES = {
     "memory for a language model": (
         text() | {"stages": [{**text()["stages"][0], "teacher_cache": "memory"}]},
         "stages.0.teacher_cache: got 'memory', which holds a classifier's logits; for causal_lm write teacher_cache: d",
+    ),
+    "masked anew": (
+        run(stage("a", teacher={"pretrained": "o/m"}, teacher_cache="disk"), data={**TEXT, "task": "masked_lm"}),
+        "stages.0.teacher_cache: got 'disk', but the teacher's input is masked anew in every epoch",
     ),
     "streamed": (text(data={"streaming": True}), "stages.0.teacher_cache: got 'disk', but the data is streamed"),
     "several teachers": (

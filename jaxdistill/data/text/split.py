@@ -123,6 +123,11 @@ class TextSplit:
         self.rows_fingerprint = digest(key, rows.pad_id, rows.length, rows.packing)
 
     @property
+    def packing(self) -> str:
+        """How documents are put into rows."""
+        return self._rows.packing
+
+    @property
     def labels_per_row(self) -> int:
         """How many tokens of a row the loss can count: all, or the places for masked ones."""
         masking = self._rows.masking
