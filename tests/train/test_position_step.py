@@ -12,6 +12,8 @@ from toy_encoder import make_batch
 from jaxdistill import models
 from jaxdistill.config.loss_schema import CrossEntropyTerm, DivergenceTerm, HiddenStateTerm
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {"vocab_size": 50, "num_attention_heads": 2, "max_position_embeddings": 24, "hidden_size": 12}
 SHAPE |= {"num_hidden_layers": 1, "intermediate_size": 16, "initializer_range": 0.3, "num_labels": 4}
 TERMS = (
@@ -49,7 +51,7 @@ def longer(batch, extra):
     return repadded(batch, extra) | padded
 
 
-@pytest.fixture(scope="module", params=[pytest.param(TASKS[0], marks=pytest.mark.slow), TASKS[1]])
+@pytest.fixture(scope="module", params=TASKS)
 def made(request):
     """(task, student, teachers, batch, one step on one device)."""
     student = models.build({"model_type": "bert", **SHAPE, "hidden_dropout_prob": 0.1}, task=request.param)
