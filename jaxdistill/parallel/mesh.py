@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.config.schema import ParallelConfig
@@ -42,7 +43,12 @@ def make_mesh(parallel: ParallelConfig | None = None, *, devices: Sequence[Any] 
             f"parallel: data × fsdp × tensor = {used} leaves some of the {len(devices)} devices of "
             f"{jax.process_count()} processes without work; write data: -1"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
+    axis_types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=axis_types, devices=devices[:used])
+    except NotImplementedError:  # a torus whose sides have to be split between axes, such as 64 × 64 of 16 × 16 × 16
+        split = create_device_mesh(tuple(sizes.values()), devices[:used], allow_split_physical_axes=True)
+        return Mesh(split, AXES, axis_types=axis_types)
 
 
 def _sizes(asked: dict[str, int], devices: Sequence[Any]) -> dict[str, int]:
@@ -133,23 +139,23 @@ def whole_batches(batch_size: int, mesh: Mesh) -> int:
 def host_share(mesh: Mesh) -> tuple[int, int]:
     """(index, count): this process gives part `index` of every batch's `count` equal parts.
 
-    Processes whose devices hold the same rows (`tensor` across hosts) share an index.
+    Processes whose devices hold the same rows (`tensor` across hosts) share an index. A part's rows need not be
+    neighbours: on a torus, neighbours on the mesh are often chips of different hosts.
 
     Raises:
-      ConfigError: a process's devices hold rows that are not neighbours, or some that only a part of another's do.
+      ConfigError: two processes' devices hold some of their rows together, and others not.
     """
     parts = batch_devices(mesh)
     held: dict[int, set[int]] = {}
     for device, (rows,) in batch_sharding(mesh).devices_indices_map((parts,)).items():
         held.setdefault(device.process_index, set()).update(range(parts)[rows])
-    shares = {tuple(sorted(rows)) for rows in held.values()}
-    size = len(next(iter(shares)))
-    if any(rows != tuple(range(rows[0], rows[0] + size)) or rows[0] % size for rows in shares):
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if len({len(rows) for rows in shares}) > 1 or sum(map(len, shares)) != parts:
         raise ConfigError(
             "parallel: the processes' devices cannot read equal parts of a batch on this mesh; choose sizes of fsdp "
-            f"and tensor that divide, or are multiples of, the {jax.local_device_count()} devices of a process"
+            f"and tensor that divide, or are multiples of, the {len(mesh.local_devices)} devices of a process"
         )
-    return min(held[jax.process_index()]) // size, parts // size
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -302,7 +302,7 @@ def _scattered(computation: Computation, *, fused: bool) -> bool:
 def _moved(instruction: Instruction, kind: str) -> int:
     """Bytes of a collective's result; of a started one's, the result within its (operands, results, …)."""
     found = arrays(instruction.result)
-    if instruction.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
         data = [each for each in found if each[1]]
         found = data[len(data) // 2 :]
     return sum(array_bytes(*each) for each in found)
@@ -338,3 +338,46 @@ def logits_sized(program: Program, *, tokens: int, classes: int, widths: set[int
             if 2 * others >= tokens and others not in widths and not set(shape) & widths:
                 found[f"{dtype}[{','.join(map(str, shape))}]"] = None
     return list(found)
+
+
+def matmul_flops(program: Program) -> int:
+    """FLOPs of the products that a program computes on one device, as often as it does; not those inside of kernels.
+
+    Of a convolution, as which TPU's compiler writes most products, only what falls on real elements is counted.
+    """
+    total = 0
+    for instruction, computation, runs in program.instructions(fused=True):
+        if instruction.opcode in ("dot", "convolution"):
+            shapes = [arrays(computation.instructions[name].result)[0][1] for name in instruction.operands]
+            output = arrays(instruction.result)[0][1]
+            added = _contracted(instruction.rest, shapes[0])
+            if instruction.opcode == "convolution":
+                added = _convolved(instruction.rest, shapes[0], shapes[1], output)
+            total += round(2 * math.prod(output) * added * runs)
+    return total
+
+
+def _contracted(attributes: str, left: tuple[int, ...]) -> float:
+    """Products that are added up for an element of a dot's output."""
+    axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)
+    return math.prod(left[int(axis)] for axis in axes[1].split(",") if axis) if axes else 1
+
+
+def _convolved(attributes: str, left: tuple[int, ...], right: tuple[int, ...], output: tuple[int, ...]) -> float:
+    """The same for a convolution's, on average: windows that stick out over padding add up less."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    assert labels is not None
+    found: float = right[labels[2].index("i")]
+    if window is None:
+        return found
+    sizes = re.search(r"size=([\dx]+)", window[1])
+    assert sizes is not None
+    widths = [int(size) for size in sizes[1].split("x")]
+    written = re.search(r"pad=([\d_x-]+)", window[1])
+    lows = [int(pad.split("_")[0]) for pad in written[1].split("x")] if written else [0] * len(widths)
+    for axis, (width, low) in enumerate(zip(widths, lows, strict=True)):
+        length, outputs = left[labels[1].index(str(axis))], output[labels[3].index(str(axis))]
+        real = sum(0 <= place + tap - low < length for place in range(outputs) for tap in range(width))
+        found *= real / outputs
+    return found

@@ -53,7 +53,8 @@ class Compiled:
 
     peak: bytes that the compiler plans for; None where it only says that they do not fit. needed: bytes that it said
     it would need then, if it did. logits_sized: arrays of tokens × vocabulary. unknown_loops: loops counted once
-    because nobody knows how often they run.
+    because nobody knows how often they run. matmul_flops: of the compiled products, without those inside of kernels;
+    None where libraries compute them, out of sight.
     """
 
     fits: bool
@@ -65,6 +66,7 @@ class Compiled:
     collectives: Mapping[str, int]
     logits_sized: tuple[str, ...]
     unknown_loops: int
+    matmul_flops: int | None
     compile_seconds: float
 
 
@@ -143,7 +145,7 @@ def _compile(job: Job, mesh: Mesh, target: Target, lowered: Any, hlo_path: Path 
             raise
         needed, told = out_of_memory_figures(error)
         seconds = time.process_time() - begin
-        return Compiled(False, None, needed, told or limit, 0, 0, {}, (), 0, seconds)
+        return Compiled(False, None, needed, told or limit, 0, 0, {}, (), 0, None, seconds)
     seconds = time.process_time() - begin
     text = compiled.as_text()
     if hlo_path is not None:
@@ -164,6 +166,7 @@ def _compile(job: Job, mesh: Mesh, target: Target, lowered: Any, hlo_path: Path 
         collectives=dict(hlo.collectives(program, devices=mesh.size).bytes),
         logits_sized=tuple(_logits_sized(job, mesh, program)),
         unknown_loops=program.unknown_loops,
+        matmul_flops=None if target.chip.platform == "cuda" else hlo.matmul_flops(program),
         compile_seconds=round(seconds, 1),
     )
 

@@ -32,6 +32,7 @@ from jaxdistill.plan.targets import GIB, Target
 from jaxdistill.stages.loading import Survey
 from jaxdistill.train.job import Job, step_memory
 from jaxdistill.train.memory import StepMemory, options
+from jaxdistill.train.out_of_memory import NOTHING_LEFT, how_many_fit
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def plan_run(run: Run, planning: Planning, console: Console) -> list[dict[str, A
         for survey, job in made:
             name = survey.stage.name
             if name in chosen and name not in plans:
+                if survey.stage.variants:
+                    console.print(f"{name}: planned for one of its sweep's {len(survey.stage.variants)} students")
                 plans[name] = _plan_stage(survey, job, mesh, planning)
     return list(plans.values())
 
@@ -101,7 +104,7 @@ def _plan_stage(survey: Survey, job: Job, mesh: Mesh, planning: Planning) -> dic
         "fits": compiled.fits,
         "compile_seconds": compiled.compile_seconds,
         "memory": _memory(compiled, arguments, step_memory(job, mesh)),
-        "flops": _flops(job, mesh, arguments),
+        "flops": _flops(job, mesh, arguments) | {"compiled_on_device": compiled.matmul_flops},
     }
     if compiled.peak is not None:
         plan["collectives"] = _collectives(job, mesh, compiled)
@@ -124,10 +127,12 @@ def _memory(compiled: Compiled, arguments: Arguments, step: StepMemory) -> dict[
         goal = figures.total * (compiled.limit or 0) // needed if needed else None
         found["needed"] = needed
         found["estimate"] = asdict(figures)
+        listed = options(step, goal)
         found["settings"] = [
             {"setting": option.setting, "saves": option.saving, "remark": option.remark.lstrip("; ")}
-            for option in options(step, goal)
+            for option in listed
         ]
+        found["verdict"] = how_many_fit(step, listed, goal) if goal is not None and listed else NOTHING_LEFT
     return found
 
 

@@ -48,6 +48,7 @@ def _print_shortage(plan: dict[str, Any], console: Console) -> None:
     for option in memory["settings"]:
         remark = f"; {option['remark']}" if option["remark"] else ""
         console.print(f"  {option['setting']} (saves about {gib(option['saves'])} GiB{remark})", highlight=False)
+    console.print(memory["verdict"], highlight=False)
 
 
 def _memory(name: str) -> Callable[[dict[str, Any]], str]:
@@ -73,6 +74,10 @@ def _modelled(name: str, form: str) -> Callable[[dict[str, Any]], str]:
         return format(found[name], form) if name in found else ""
 
     return show
+
+
+def _count(flops: float | None) -> str:
+    return f"{flops:.4g}" if flops else ""
 
 
 def _logits(plan: dict[str, Any]) -> str:
@@ -102,6 +107,7 @@ _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("margin GiB", _memory("margin")),
     ("FLOPs a step, all devices", lambda plan: f"{plan['flops']['counted']:.4g}"),
     ("  over the formula", lambda plan: f"{plan['flops']['over_formula']:.3f} ×"),
+    ("  compiled, one device, without kernels' own", lambda plan: _count(plan["flops"]["compiled_on_device"])),
     *((f"{kind} GiB", _collective(kind)) for kind in ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")),
     ("collective-permute GiB", _collective("collective-permute")),
     ("all collectives GiB (over FSDP's bound)", _bound),

@@ -26,6 +26,9 @@ _NEEDED_AND_LIMIT = (
 )
 _REQUESTED = (rf"attempting to (?:reserve|allocate) {_SIZE}", rf"allocat(?:e|ing)(?: request for)? {_SIZE}")
 
+NOTHING_LEFT = "no setting that saves memory is left: take more devices, a smaller student or a smaller teacher"
+"""What is said where `options` finds none."""
+
 _NAMES = {"opt_state": "optimizer", "student_params": "student", "teacher_params": "teacher"}
 
 
@@ -53,12 +56,12 @@ def out_of_memory_error(error: BaseException, step: StepMemory, *, limit: int | 
     goal = None if limit is None else _goal(now.total, needed, limit)
     found = options(step, goal)
     if not found:
-        lines.append("no setting that saves memory is left: take more devices, a smaller student or a smaller teacher")
+        lines.append(NOTHING_LEFT)
         return MemoryLimitError("\n".join(lines))
     lines.append("settings that need less, biggest saving first:")
     lines += [f"  {option.setting} (saves {_size(option.saving)}{option.remark})" for option in found]
     if goal is not None:
-        lines.append(_how_many_fit(step, found, goal))
+        lines.append(how_many_fit(step, found, goal))
     return MemoryLimitError("\n".join(lines))
 
 
@@ -88,7 +91,7 @@ def _held(figures: MemoryFigures) -> str:
     return ", ".join(f"{_NAMES.get(name, name)} {_size(size)}" for name, size in held if size)
 
 
-def _how_many_fit(step: StepMemory, found: Sequence[Option], goal: int) -> str:
+def how_many_fit(step: StepMemory, found: Sequence[Option], goal: int) -> str:
     """How many of the options, taken together in their order, bring the figures down to `goal`."""
     for count, option in enumerate(found, start=1):
         step = option.change(step) or step

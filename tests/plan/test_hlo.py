@@ -108,6 +108,7 @@ ENTRY %main (x: bf16[128,64], y: bf16[16,8], z: f32[64,16]) -> f32[] {
   %loop = (s32[], bf16[128,64]{1,0}, s32[]) while(%state), condition=%outer_cond, body=%outer_body
   %begun = (bf16[16,8]{1,0}, bf16[64,8]{1,0}) fusion(%y), kind=kCustom, calls=%start
   %during = f32[4]{0} fusion(%y, %zero), kind=kOutput, calls=%middle
+  %parts = ((f32[64,16]{1,0}), f32[16,16]{1,0}) reduce-scatter-start(%z), replica_groups={{0,1,2,3}}, dimensions={0}
   %ended = bf16[64,8]{1,0} fusion(%y), kind=kCustom, calls=%end
   %scattered = f32[16,16]{1,0} fusion(%z, %zero), kind=kCustom, calls=%summed_part
   %logits = f32[64,1000]{1,0} custom-call(%y), custom_call_target="something"
@@ -126,10 +127,10 @@ def test_a_program_worked_by_hand():
     assert found.bytes == {
         "all-gather": 5 * 3 * 32 * 64 * 2 + 3 * 16 * 8 * 2,
         "collective-permute": 20 * 32 * 64 * 2,
-        "reduce-scatter": 3 * 16 * 16 * 4,
+        "reduce-scatter": 2 * 3 * 16 * 16 * 4,
         "all-reduce": 4,  # two devices, 2 · ½ · 4 bytes
     }
-    assert found.count == {"all-gather": 6, "collective-permute": 20, "reduce-scatter": 1, "all-reduce": 1}
+    assert found.count == {"all-gather": 6, "collective-permute": 20, "reduce-scatter": 2, "all-reduce": 1}
 
 
 def test_a_loop_that_cannot_be_followed_is_counted_once_and_said():
@@ -142,6 +143,24 @@ def test_arrays_as_large_as_logits():
     program = hlo.parse(BY_HAND)
     assert hlo.logits_sized(program, tokens=64, classes=1000, widths={128}) == ["f32[64,1000]"]
     assert hlo.logits_sized(program, tokens=256, classes=1000, widths={128}) == []
+
+
+def test_products_of_one_device():
+    """A dot; and a convolution over two batch axes, of which the second is written as a window with padding."""
+    text = """
+ENTRY %main (x: bf16[2,8,3,4], w: bf16[1,3,4,5], a: f32[6,7], b: f32[7,9]) -> f32[6,9] {
+  %x = bf16[2,8,3,4]{3,2,1,0} parameter(0)
+  %w = bf16[1,3,4,5]{3,2,1,0} parameter(1)
+  %a = f32[6,7]{1,0} parameter(2)
+  %b = f32[7,9]{1,0} parameter(3)
+  %c = bf16[2,8,3,5]{3,2,1,0} convolution(%x, %w), window={size=1x3 pad=0_0x2_2 rhs_reversal=0x1}, \
+dim_labels=b01f_01io->b01f
+  ROOT %d = f32[6,9]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+    of_dot = 2 * 6 * 9 * 7
+    taps = 1 + 2 + 3  # of three outputs, two of whose windows begin before the first element
+    assert hlo.matmul_flops(hlo.parse(text)) == of_dot + 2 * (2 * 8 * 5) * 4 * taps
 
 
 @pytest.mark.parametrize(
@@ -170,6 +189,8 @@ def test_a_real_program_on_eight_devices():
     program = hlo.parse(step.lower(weights, batch).compile().as_text())
     assert program.unknown_loops == 0
     found = hlo.collectives(program, devices=8)
+    products = 3 * layers  # forward, and for each of both factors backward
+    assert hlo.matmul_flops(program) == products * 2 * (rows // 8) * width * width
     once = layers * width * width * 4 * 7 // 8
     assert found.bytes["all-gather"] == 2 * once
     # a CPU sums whole gradients and cuts its part out

@@ -148,6 +148,7 @@ def test_what_is_more_than_there_is_does_not_fit_and_is_told_what_would(plans, d
     assert not made[0]["fits"]
     assert memory["margin"] == -1
     assert any(option["setting"].startswith("train.accumulate") for option in memory["settings"])
+    assert memory["verdict"] == "the first alone should fit"
 
 
 def test_searching_finds_what_fits_and_a_run_takes_it(directory, tmp_path):
