@@ -85,8 +85,15 @@ def by_example(batch, values) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("dropout", [False, True])
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "bert_hash"])
+@pytest.mark.parametrize(
+    ("architecture", "dropout"),
+    [
+        ("bert", True),
+        ("roberta", False),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("roberta", "distilbert", "bert_hash")),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("bert", "distilbert", "bert_hash")),
+    ],
+)
 def test_logits_are_those_of_padded_rows(architecture, dropout):
     """Every architecture, with and without dropout, whose masks are an example's own."""
     ours = model(architecture)
@@ -149,7 +156,12 @@ def test_losses_and_gradients_are_those_of_padded_rows(terms):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "devices", "accumulate"), [("jit", 1, 2), ("jit", 8, 1), ("pmap", 4, 2)], ids=["parts", "mesh", "pmap"]
+    ("strategy", "devices", "accumulate"),
+    [
+        pytest.param("jit", 1, 2, id="parts"),
+        pytest.param("jit", 8, 1, id="mesh", marks=pytest.mark.slow),
+        pytest.param("pmap", 4, 2, id="pmap", marks=pytest.mark.slow),
+    ],
 )
 def test_any_split_of_packed_rows_is_the_same_update(strategy, devices, accumulate):
     """Against padded rows on one device; examples are spread unevenly over rows, and so over parts and devices."""
