@@ -1,10 +1,9 @@
-"""The compiled step: teachers' forward, student's forward and backward, update and metrics, in one program."""
+"""The compiled step: `program` over a mesh or through pmap, and where its arguments go."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -32,13 +31,13 @@ from jaxdistill.parallel import (
     put_batches,
     replicate,
     replicated,
-    scan_first,
     stacked_sharding,
     tracing_for,
 )
 from jaxdistill.train.adamw import GuardedTransformation, guarded
-from jaxdistill.train.state import TrainState, abstract_state, apart, state_shardings
-from jaxdistill.typing import Batch, Params, Scalar
+from jaxdistill.train.program import StepProgram
+from jaxdistill.train.state import TrainState, abstract_state, state_shardings
+from jaxdistill.typing import Batch, Params
 
 _AXIS = "data"
 
@@ -90,100 +89,6 @@ def make_train_step(
         )
     program = StepProgram(student, tuple(teachers), objective, guarded(optimizer), accumulate)
     return TrainStep(program, mesh, strategy=strategy, donate=donate, teacher_layout=teacher_layout)
-
-
-@dataclass(frozen=True)
-class StepProgram:
-    """The pure step: what both strategies compile. A subclass may run it for several students (`swept`)."""
-
-    student: Any
-    teachers: tuple[Teacher, ...]
-    objective: Objective
-    optimizer: GuardedTransformation
-    accumulate: int
-
-    def run(
-        self,
-        state: TrainState,
-        teacher_params: Sequence[Params],
-        batch: Batch,
-        *,
-        split: Callable[[Batch, int], Batch],
-        total: Callable[[Any], Any],
-        mesh: Mesh | None,
-    ) -> tuple[TrainState, Metrics]:
-        """One update. `split` cuts the batch into micro-batches, `total` sums a tree over devices.
-
-        mesh: over which the arrays are spread; None if they are all here.
-        """
-        counts = total(self.objective.counts(batch))
-        gradients, loss, metrics = self._gradients(state, teacher_params, batch, counts, split, mesh)
-        gradients, loss, metrics = total((gradients, loss, metrics))
-        return _update(self.optimizer, state, gradients, loss, metrics)
-
-    def run_many(
-        self, state: TrainState, teacher_params: Sequence[Params], batches: Batch, count: Scalar, **how: Any
-    ) -> tuple[TrainState, Metrics]:
-        """`count` updates, one for each of the first of `batches` [K, B, ...]; their metrics are stacked on K."""
-        return scan_first(lambda state, batch: self.run(state, teacher_params, batch, **how), state, batches, count)
-
-    def _gradients(self, state, teacher_params, batch, counts, split, mesh) -> tuple[Params, Scalar, Metrics]:
-        """Gradient, loss and metrics of the batch, each a sum over its micro-batches."""
-        key = jax.random.fold_in(state.key, state.step)
-        projected = bool(state.projections)
-
-        def loss_of(trained: Any, part: Batch) -> tuple[Scalar, Metrics]:
-            params, projections = apart(trained, projected=projected)
-            taught = [
-                teacher.signals(frozen, part, self.objective.outputs_of(index))
-                for index, (teacher, frozen) in enumerate(zip(self.teachers, teacher_params, strict=True))
-                if self.objective.teacher_outputs
-            ]
-            # the same key for every part: the model tells examples apart by their example_id
-            learned = self.student.apply(params, part, self.objective.student_outputs, key)
-            return self.objective(
-                learned, taught, part, counts=counts, mesh=mesh, step=state.step, projections=projections
-            )
-
-        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
-        if self.accumulate == 1:
-            (loss, metrics), gradients = value_and_grad(state.trained, batch)
-            return gradients, loss, metrics
-
-        def body(gradients, part):
-            (loss, metrics), new = value_and_grad(state.trained, part)
-            return jax.tree.map(jnp.add, gradients, new), (loss, metrics)
-
-        zeros = jax.tree.map(jnp.zeros_like, state.trained)
-        gradients, parts = jax.lax.scan(body, zeros, split(batch, self.accumulate))
-        loss, metrics = jax.tree.map(lambda values: jnp.sum(values, axis=0), parts)
-        return gradients, loss, metrics
-
-
-def _update(
-    optimizer: GuardedTransformation, state: TrainState, gradients: Params, loss: Scalar, metrics: Metrics
-) -> tuple[TrainState, Metrics]:
-    """The next state: updated if loss and gradient are finite, else the old one counted as skipped."""
-    grad_norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained, finite=finite, grad_norm=grad_norm)
-    # a select fuses into the update's own pass over the parameters; a conditional would be a second pass
-    trained = jax.tree.map(lambda old, update: jnp.where(finite, old + update, old), state.trained, updates)
-    params, projections = apart(trained, projected=bool(state.projections))
-    skipped = (~finite).astype(jnp.int32)
-    metrics = metrics | {"grad_norm": (grad_norm, jnp.float32(1))}
-    metrics = jax.tree.map(lambda value: jnp.where(finite, value, jnp.zeros_like(value)), metrics)
-    metrics["skipped"] = (skipped.astype(jnp.float32), jnp.float32(1))
-    state = replace(
-        state,
-        step=state.step + 1,
-        params=params,
-        projections=projections,
-        opt_state=opt_state,
-        skipped=state.skipped + skipped,
-        skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
-    )
-    return state, metrics
 
 
 class TrainStep:

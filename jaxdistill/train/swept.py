@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxdistill.distill.objective import Metrics, Objective
 from jaxdistill.errors import ConfigError
 from jaxdistill.train.adamw import GuardedTransformation
+from jaxdistill.train.program import StepProgram
 from jaxdistill.train.state import TrainState
-from jaxdistill.train.step import StepProgram
 from jaxdistill.typing import Batch, Params, Scalar
 
 Numbers = Mapping[str, Mapping[str, tuple[float, ...]]]
