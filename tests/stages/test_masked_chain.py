@@ -112,6 +112,7 @@ def test_transformers_gives_the_student_s_logits(trained: Path) -> None:
     np.testing.assert_allclose(logits[:, 0], expected[np.arange(2), places[:, 0]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_student_is_fine_tuned_by_a_run_of_its_own(trained: Path, tmp_path: Path) -> None:
     student = trained / "stages" / "student" / "student"
     (tmp_path / "labelled.csv").write_text("text,label\n" + "w1 w2,a\nw3 w4,b\n" * 20)

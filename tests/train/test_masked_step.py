@@ -201,6 +201,7 @@ def test_whole_logits_are_those_of_masked_positions(params: tuple[Any, Any], bat
     assert max(sizes) == B * K * V
 
 
+@pytest.mark.slow
 def test_micro_batches_on_several_devices_are_the_same_step(
     params: tuple[Any, Any], batch: dict[str, np.ndarray], alone: Any
 ) -> None:
