@@ -41,7 +41,10 @@ class Chip:
 
 # What XLA has of a GPU is what the driver leaves, of which JAX takes three quarters unless told otherwise.
 _OF_GPU = 0.92
-_GPU_REMARK = f"set XLA_PYTHON_CLIENT_MEM_FRACTION={_OF_GPU} there: JAX takes 0.75 of a GPU by default"
+_GPU_REMARK = (
+    f"the limit is {_OF_GPU} of the card (XLA_PYTHON_CLIENT_MEM_FRACTION; JAX's default is 0.75). Decoders' attention "
+    "is planned as XLA's own, for these packages cannot compile cuDNN's; it takes more memory than a run's"
+)
 
 CHIPS: Mapping[str, Chip] = {
     "v5e": Chip("tpu", "TPU v5e", "4x4", int(15.75 * GIB), 197e12, 819e9, 180e9, 2),
