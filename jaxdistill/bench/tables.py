@@ -19,6 +19,8 @@ def print_stages(result: Mapping[str, Any], console: Console) -> None:
     for stage in result["stages"]:
         console.print(_rates_table(stage, result["repeats"]))
         console.print(_work_table(stage))
+        if len(stage["variants"]) > 1:
+            console.print(_comparison_table(stage))
         for row in stage["variants"]:
             if row["parts"] is not None:
                 console.print(_parts_line(row["parts"]), highlight=False)
@@ -49,7 +51,14 @@ def print_inference(result: Mapping[str, Any], console: Console) -> None:
     language = result["task"] == "causal_lm"
     for batch, length in result["shapes"]:
         table = _table(f"batch {batch} × {length} tokens", left=("model",))
-        for title in ("p50 ms", "p95 ms", "tokens/s" if language else "examples/s", "… a CPU-second", "× the first"):
+        for title in (
+            "p50 ms",
+            "p95 ms",
+            "tokens/s" if language else "examples/s",
+            "… a CPU-second",
+            "× the first",
+            "× a CPU-s",
+        ):
             table.add_column(title, justify="right")
         for model in result["models"]:
             cell = next(cell for cell in model["cells"] if (cell["batch"], cell["length"]) == (batch, length))
@@ -61,6 +70,7 @@ def print_inference(result: Mapping[str, Any], console: Console) -> None:
                 _ranged(cell[f"{kind}_per_second"], "{:,.0f}".format),
                 _ranged(cell[f"{kind}_per_cpu_second"], "{:,.0f}".format),
                 _times(cell["faster_than_first"]),
+                _times(cell["faster_than_first_cpu"]),
             )
         console.print(table)
 
@@ -76,28 +86,33 @@ def inference_chart(result: Mapping[str, Any]) -> str:
 
 
 def _rates_table(stage: Mapping[str, Any], repeats: int) -> Table:
-    rows = stage["variants"]
     title = f"{stage['stage']}: median of {repeats} turns of {stage['steps']} steps (least – greatest)"
     table = _table(title, left=("variant",))
-    for heading in ("examples/s", "… a CPU-second", "real tokens/s", "step ms", *(["× the first"] * (len(rows) > 1))):
+    for heading in ("examples/s", "… a CPU-second", "real tokens/s", "step ms"):
         table.add_column(heading, justify="right")
-    for row in rows:
-        cells = [
+    for row in stage["variants"]:
+        table.add_row(
+            row["variant"],
             _ranged(row["examples_per_second"], "{:,.1f}".format),
             _ranged(row["examples_per_cpu_second"], "{:,.1f}".format),
             _ranged(row["tokens_per_second"], "{:,.0f}".format),
             _ranged(row["step_seconds"], lambda seconds: f"{1e3 * seconds:,.2f}"),
-        ]
-        if len(rows) > 1:
-            cells.append(_times(row["against_first"]["examples_per_second"]))
-        table.add_row(row["variant"], *cells)
+        )
     return table
 
 
 def _work_table(stage: Mapping[str, Any]) -> Table:
-    peak = stage["matmul_peak_flops_per_second"]
-    table = _table(f"of the matmul peak measured here, {peak / 1e9:,.1f} GFLOP/s", left=("variant",))
-    for heading in ("real tokens", "GFLOP a step", "GFLOP/s", "of peak", "compile s", "from cache s", "planned memory"):
+    table = _table("what is done with it", left=("variant",))
+    headings = (
+        "real tokens",
+        "GFLOP a step",
+        "GFLOP/s",
+        "of matmul peak",
+        "compile s",
+        "from cache s",
+        "memory planned",
+    )
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in stage["variants"]:
         table.add_row(
@@ -105,11 +120,22 @@ def _work_table(stage: Mapping[str, Any]) -> Table:
             f"{row['real_token_share']:.1%}",
             f"{row['flops']['step'] / 1e9:,.4g}",
             f"{row['flops_per_second']['median'] / 1e9:,.4g}",
-            f"{row['share_of_matmul_peak']['median']:.1%}",
+            f"{row['share_of_matmul_peak']['median']:.1%} of {row['matmul_peak_flops_per_second'] / 1e9:,.1f}",
             f"{row['compile_seconds']['cold']:.2f}",
             f"{row['compile_seconds']['cached']:.2f}",
             byte_size(row["planned_bytes"]["peak"]),
         )
+    return table
+
+
+def _comparison_table(stage: Mapping[str, Any]) -> Table:
+    table = _table("times the first variant's", left=("variant",))
+    kinds = {"examples/s": "examples_per_second", "… a CPU-second": "examples_per_cpu_second"}
+    kinds |= {"real tokens/s": "tokens_per_second", "step time": "step_seconds"}
+    for heading in kinds:
+        table.add_column(heading, justify="right")
+    for row in stage["variants"]:
+        table.add_row(row["variant"], *(_times(row["against_first"][kind]) for kind in kinds.values()))
     return table
 
 
@@ -147,8 +173,8 @@ def _starts_line(starts: Mapping[str, float]) -> str:
 
 def _memory_line(result: Mapping[str, Any]) -> str:
     device = result["device_peak_bytes"]
-    told = "the device does not say" if device is None else byte_size(device)
-    return f"most memory held: device {told}; this process {byte_size(result['process_peak_bytes'])}"
+    told = "(a device does not say)" if device is None else f"by a device {byte_size(device)},"
+    return f"most memory held: {told} by this process {byte_size(result['process_peak_bytes'])}"
 
 
 def _ranged(found: Spread, write: Callable[[float], str]) -> str:

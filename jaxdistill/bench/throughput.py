@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +22,9 @@ from jaxdistill.config.schema import Run
 from jaxdistill.errors import ConfigError
 from jaxdistill.parallel.compilation import empty_compilation_cache
 from jaxdistill.stages.prepare import Preparation
-from jaxdistill.train.job import Job
+from jaxdistill.train.job import Job, step_memory
 from jaxdistill.train.memory import planned_bytes
+from jaxdistill.train.out_of_memory import device_memory_limit, is_out_of_memory, out_of_memory_error
 
 STEP, TEACHER, PLAIN = "step", "teacher", "plain"
 _STEPS = 16
@@ -45,6 +47,7 @@ class _Case:
     job: Job
     parameters: int
     parts: dict[str, Runner]
+    peak: MatmulPeak
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     compile_seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
@@ -66,8 +69,8 @@ def bench_stages(
 ) -> dict[str, Any]:
     """Time every stage's compiled step, fed by the stage's own pipeline; variants take turns, stage by stage.
 
-    A stage whose teacher has not been trained learns from a fresh one of its shape. Nothing is written into the run's
-    directory.
+    A stage whose teacher has not been trained learns from a fresh one of its shape, and of a sweep one student is
+    timed. Nothing is written into the run's directory.
 
     Args:
       variants: the first is what the others are compared with. A single one is taken apart: its teachers' forward
@@ -95,7 +98,8 @@ def bench_stages(
         preparation.survey()
     rows = []
     for key in chosen[0]:
-        cases = [_case(*pair, key) for pair in zip(variants, preparations, strict=True)]
+        peaks: dict[Any, MatmulPeak] = {}
+        cases = [_case(*pair, key, peaks) for pair in zip(variants, preparations, strict=True)]
         if len(cases) == 1 and cases[0].job.teachers and cases[0].job.objective.teacher_outputs:
             cases[0].parts |= {TEACHER: TeacherRunner(cases[0].step), PLAIN: StepRunner(plain_job(cases[0].job))}
         rows.append(_bench_stage(key, cases, [chain.stage(key) for chain in chains], repeats, steps, console))
@@ -124,10 +128,27 @@ def _chosen(chain: Chain, names: Sequence[str]) -> list[str]:
     return [stage.key for stage in chain.stages if stage.key in wanted]
 
 
-def _case(variant: Variant, preparation: Preparation, key: str) -> _Case:
+def _case(variant: Variant, preparation: Preparation, key: str, peaks: dict[Any, MatmulPeak]) -> _Case:
+    """`peaks`: of the devices and dtypes of the variants so far."""
     survey = preparation.surveys[key]
     job = preparation.task.job(survey)
-    return _Case(variant, job, survey.parameters, {STEP: StepRunner(job)})
+    with _memory_told(job):
+        runner = StepRunner(job)
+    place = runner.step.mesh, job.student.dtype
+    if place not in peaks:
+        peaks[place] = MatmulPeak(*place)
+    return _Case(variant, job, survey.parameters, {STEP: runner}, peaks[place])
+
+
+@contextmanager
+def _memory_told(job: Job) -> Iterator[None]:
+    """Where a device's memory is too small for a stage, say what holds it and what would need less."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # what JAX raises, compiling or running
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_error(error, step_memory(job), limit=device_memory_limit()) from error
 
 
 def _bench_stage(
@@ -136,18 +157,18 @@ def _bench_stage(
     """All figures of one stage."""
     steps = min(steps or max(map(_sorted_together, stages)), *(case.job.total_steps for case in cases))
     console.print(f"{key}: compiling, then {repeats} turns of {steps} steps", highlight=False)
-    peak = MatmulPeak(cases[0].step.step.mesh, cases[0].job.student.dtype)
     try:
         with empty_compilation_cache():
             for case in cases:
-                _measure_compilation(case)
-            _take_turns(cases, peak, repeats=repeats, steps=steps)
-        rows = [_figures(case, cases[0], peak.best) for case in cases]
+                with _memory_told(case.job):
+                    _measure_compilation(case)
+            _take_turns(cases, repeats=repeats, steps=steps)
+        rows = [_figures(case, cases[0]) for case in cases]
     finally:
         for case in cases:
             for runner in case.parts.values():
                 runner.close()
-    return {"stage": key, "steps": steps, "matmul_peak_flops_per_second": peak.best, "variants": rows}
+    return {"stage": key, "steps": steps, "variants": rows}
 
 
 def _sorted_together(stage: ChainStage) -> int:
@@ -166,19 +187,21 @@ def _measure_compilation(case: _Case) -> None:
         jax.clear_caches()
 
 
-def _take_turns(cases: Sequence[_Case], peak: MatmulPeak, *, repeats: int, steps: int) -> None:
+def _take_turns(cases: Sequence[_Case], *, repeats: int, steps: int) -> None:
     """Warm up, then rounds in which everything has one turn; who comes first changes from round to round."""
     entries = [(case, name, runner) for case in cases for name, runner in case.parts.items()]
-    for _, _, runner in entries:
-        runner.settled_turn(steps)
+    for case, _, runner in entries:
+        with _memory_told(case.job):
+            runner.settled_turn(steps)
     for index in range(repeats):
-        peak.measure()
+        for peak in dict.fromkeys(case.peak for case in cases):
+            peak.measure()
         first = index % len(entries)
         for case, name, runner in (*entries[first:], *entries[:first]):
             case.turns.setdefault(name, []).append(runner.settled_turn(steps))
 
 
-def _figures(case: _Case, baseline: _Case, peak: float) -> dict[str, Any]:
+def _figures(case: _Case, baseline: _Case) -> dict[str, Any]:
     """The row of one variant."""
     turns = case.turns[STEP]
     flops = case.step.flops(case.step.seen)
@@ -202,7 +225,8 @@ def _figures(case: _Case, baseline: _Case, peak: float) -> dict[str, Any]:
         "planned_bytes": case.memory,
         "flops": _flops_of_parts(case, flops),
         "flops_per_second": spread(achieved),
-        "share_of_matmul_peak": spread([value / peak for value in achieved]),
+        "matmul_peak_flops_per_second": case.peak.best,
+        "share_of_matmul_peak": spread([value / case.peak.best for value in achieved]),
         "parts": _parts(case),
         "against_first": {name: ratio(values, theirs[name]) for name, values in rates.items()},
     }

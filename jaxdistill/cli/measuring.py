@@ -11,11 +11,13 @@ import typer
 from jaxdistill.cli.arguments import Debug, Json
 from jaxdistill.cli.options import refuse_options
 from jaxdistill.cli.terminal import open_console, print_json
-from jaxdistill.errors import UserError
+from jaxdistill.errors import ConfigError, UserError
 from jaxdistill.host_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from jaxdistill.config.schema import Run
 
 AS_CONFIGURED = "as configured"
 
@@ -120,7 +122,8 @@ def _bench_run(
     changes = [_words(text) for text in compare] or [[]]
     if len(compare) == 1:
         changes.insert(0, [])
-    runs = [load_run(config, [*overrides, *change]) for change in changes]  # all that is wrong with them comes first
+    base = load_run(config, overrides)
+    runs = [_varied(config, overrides, change) if change else base for change in changes]
     keep_freed_memory()  # before numpy and jax are imported
     from jaxdistill import data
     from jaxdistill.bench.restart import first_step_seconds
@@ -141,6 +144,20 @@ def _bench_run(
     result["config"] = str(config)
     print_stages(result, console)
     return result, stages_chart(result)
+
+
+def _varied(config: Path, overrides: list[str], change: list[str]) -> Run:
+    """The run with one --compare's overrides.
+
+    Raises:
+      ConfigError: what is wrong with it, which --compare it is from.
+    """
+    from jaxdistill.config import load_run
+
+    try:
+        return load_run(config, [*overrides, *change])
+    except ConfigError as error:
+        raise ConfigError(*(f"--compare {' '.join(change)!r}: {problem}" for problem in error.problems)) from error
 
 
 def _bench_models(

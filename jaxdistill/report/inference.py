@@ -31,7 +31,7 @@ def print_inference(summary: Mapping[str, Any], console: Console) -> None:
     measured = [row for row in summary_rows(summary) if row.inference]
     if not measured:
         return
-    table = text_table("Inference: p50 ms, and times the first's speed", left=("batch × tokens",))
+    table = text_table("Inference (p50 ms, × the first)", left=("batch × tokens",))
     for row in measured:
         table.add_column(short_name(row.name), justify="right", min_width=len(short_name(row.name)))
     for shape in _shapes(measured):

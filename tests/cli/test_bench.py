@@ -93,7 +93,7 @@ def test_a_stage_is_taken_apart(jaxdistill, config, tmp_path):
         assert 0 < row[name]["min"] <= row[name]["median"] <= row[name]["max"]
         assert row["against_first"][name]["ratio"] == 1.0
     assert row["share_of_matmul_peak"]["median"] == pytest.approx(
-        row["flops_per_second"]["median"] / stage["matmul_peak_flops_per_second"]
+        row["flops_per_second"]["median"] / row["matmul_peak_flops_per_second"]
     )
     parts = row["parts"]
     over = parts["distillation_over_plain"]["ratio"]
@@ -128,7 +128,7 @@ def test_variants_take_turns_and_are_compared_with_the_first(jaxdistill, config)
     ("arguments", "said"),
     [
         (["--stage", "large"], "no stage large; this configuration has small"),
-        (["--compare", "data.batching=sorted"], "data.batching"),
+        (["--compare", "data.batching=sorted"], "--compare 'data.batching=sorted': data.batching"),
         (["--compare", "'data.batching=padded"], "No closing quotation"),
         (["--output", "figures.csv"], "ends in .json"),
         (["--cpus", "0,x"], "--cpus"),
