@@ -16,6 +16,7 @@ from jaxdistill.config.loss_schema import (
     PatientTerm,
     RelationTerm,
     SimilarityTerm,
+    TermConfig,
 )
 from jaxdistill.distill.layer_maps import term_pairs
 from jaxdistill.distill.schedules import always_zero
@@ -56,6 +57,11 @@ def check_terms(
             problems += [f"{path}: {term.type} with teacher {reference.label}: {text}" for text in found]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
+
+
+def reads_logits(terms: Sequence[TermConfig]) -> bool:
+    """Whether any term that counts trains the student's output layer."""
+    return any(not isinstance(term, FeatureTermConfig) and not always_zero(term.weight) for term in terms)
 
 
 def _problems(

@@ -18,7 +18,7 @@ from jaxdistill.config.chain import Chain, ChainStage, ResolvedTeacher
 from jaxdistill.distill.layer_maps import describe_layers
 from jaxdistill.distill.objective import Objective, make_objective
 from jaxdistill.distill.shard_files import StoredRows
-from jaxdistill.distill.term_checks import check_terms
+from jaxdistill.distill.term_checks import check_terms, reads_logits
 from jaxdistill.distill.warm_start import check_warm_start, warm_start
 from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.models.axes import check_mesh, param_shardings
@@ -65,24 +65,15 @@ def stage_objective(stage: ChainStage, student: models.Model, teachers: Sequence
 
     `own`: arguments of `make_objective` that the task decides.
     """
+    configs = [model.config for model in (student, *(teacher.model for teacher in teachers))]
     return make_objective(
         stage.terms,
         tuple(teacher.weight for teacher in stage.teachers),
-        depths=depths(student, teachers),
-        widths=widths(student, teachers),
+        depths=[config.num_hidden_layers for config in configs],
+        widths=[config.hidden_size for config in configs],
         teacher_choice=stage.config.teacher_choice,
         **own,
     )
-
-
-def depths(student: models.Model, teachers: Sequence[Any]) -> tuple[int, ...]:
-    """Layers of the student, then of each teacher (anything with a `model`)."""
-    return tuple(model.config.num_hidden_layers for model in (student, *(teacher.model for teacher in teachers)))
-
-
-def widths(student: models.Model, teachers: Sequence[Any]) -> tuple[int, ...]:
-    """Size of the hidden states of the student, then of each teacher."""
-    return tuple(model.config.hidden_size for model in (student, *(teacher.model for teacher in teachers)))
 
 
 class Loading:
@@ -243,6 +234,12 @@ class Loading:
         check_terms(stage, student, teachers, tokenizer_indices=tokenizer_indices, max_length=length)
         for line in describe_layers(stage.terms, [config.num_hidden_layers for config in configs]):
             self.console.print(f"{stage.key}: {line}", highlight=False)
+        followed = any(other.begins == stage.key for other in self.chain.stages)
+        if not followed and not reads_logits(stage.terms):
+            self.console.print(
+                f"{stage.key}: no term reads logits, so the output layer stays as it begins; a phase after this one "
+                "could train it"
+            )
 
     def teacher(
         self,
