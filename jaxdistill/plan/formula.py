@@ -106,6 +106,10 @@ def per_day(seconds: float, *, tokens: int, devices: int, price: float | None) -
 _AGAIN = {"none": 0.0, "names": 0.8, "dots": 0.1, "full": 1.0}
 """How much of the student's forward pass each `remat` computes again, about."""
 
+_TILE = 128
+"""Of a TPU's arrays: parts of a weight that are narrower are put together by a sum over all devices, twice as much as
+gathering them (as compiled for 64 v5p's that share widths of 4,096 and 1,536)."""
+
 _NOMINAL = (1e11, 1e10)
 """FLOP/s and bytes/s of a device without a data sheet: to rank settings by, and nothing else."""
 
@@ -131,6 +135,8 @@ def least_seconds(
     forward = step_flops(student, (), rows=rows, length=length) / 3
     work = step_flops(student, teachers, rows=rows, length=length) + _AGAIN[student.remat] * forward
     weights = fsdp_bytes(student, teachers, devices=fsdp, itemsize=itemsize, micro_batches=micro_batches) / tensor
+    if chip.platform == "tpu" and any(each.config.hidden_size // fsdp < _TILE for each in (student, *teachers)):
+        weights *= 2
     gradients = 2 * (data - 1) / data * parameter_count(parameter_shapes(student)) * itemsize / (fsdp * tensor)
     passes = [(student, 3 if student.remat == "full" else 2), *((teacher, 1) for teacher in teachers)]
     outputs = sum(times * 2 * each.config.num_hidden_layers * each.config.hidden_size for each, times in passes)
