@@ -31,8 +31,8 @@ _EVALUATIONS = 10
 _FEW = 0.02
 """A length's share of an evaluation's tokens from which on the data set counts as small."""
 
-_RUN = 4
-"""Batches of one static length that follow each other: enough to share a dispatch, too few for training to notice."""
+_RUN, _RUNS = 4, 16
+"""Batches of one static length that follow each other, enough to share a dispatch; and at least so many such runs."""
 
 _SMALL = 2**16
 _ROUNDS = 4  # of Grain's index shuffle, as its own MapDataset.shuffle has
@@ -225,15 +225,17 @@ class TrainPlan:
 
 
 def _in_runs(order: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """The permutation `order` changed so that items of one kind follow each other, up to `_RUN` at a time.
+    """The permutation `order` changed so that items of one kind follow each other, a few at a time.
 
-    A run stands where the permutation has its first item.
+    A run stands where the permutation has its first item. Runs are a small part of the whole: where there are few
+    batches, the labels that often go with a length would pull the weights one way for too long.
     """
+    longest = min(_RUN, max(1, len(order) // _RUNS))
     seen: Counter[int] = Counter()
     runs: dict[tuple[int, int], list[int]] = {}
     for item in order:
         kind = int(kinds[item])
-        runs.setdefault((kind, seen[kind] // _RUN), []).append(int(item))
+        runs.setdefault((kind, seen[kind] // longest), []).append(int(item))
         seen[kind] += 1
     return np.concatenate([np.asarray(run, np.int64) for run in runs.values()])
 

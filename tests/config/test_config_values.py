@@ -94,7 +94,7 @@ def with_value(path: str, value: object) -> dict:
         (
             "data.batching",
             "bucket",
-            "data.batching: got 'bucket'; expected 'padded' or 'bucketed'; did you mean 'bucketed'?",
+            "data.batching: got 'bucket'; expected 'padded', 'bucketed' or 'packed'; did you mean 'bucketed'?",
         ),
         ("logging.tensorboard", "maybe", "logging.tensorboard: got 'maybe'; expected true or false"),
         (

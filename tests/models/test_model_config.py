@@ -133,7 +133,7 @@ def test_config_that_is_no_json_object(tmp_path, content):
         models.config_from_hf(tmp_path)
 
 
-@pytest.mark.parametrize("task", ["causal_lm", "token_classification", "question_answering", "regression"])
+@pytest.mark.parametrize("task", ["causal_lm", "multiple_choice", "regression"])
 def test_other_tasks_name_the_supported_ones(task):
     with pytest.raises(ModelError, match="classification, masked_lm"):
         models.build({"model_type": "bert"}, task=task)
