@@ -70,6 +70,7 @@ def test_a_ratio_is_the_quotient_of_medians_between_those_of_the_rounds():
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
 
 
+@pytest.mark.slow
 def test_a_stage_is_taken_apart(jaxdistill, config, tmp_path):
     written = tmp_path / "bench.json"
     result = jaxdistill("bench", config, "output_dir=" + str(tmp_path / "run"), *ONCE, "--output", written)

@@ -13,6 +13,8 @@ from jaxdistill.errors import CheckpointError
 from jaxdistill.models.axes import param_shardings
 from jaxdistill.train.checkpoint import Checkpoints, load_params
 
+pytestmark = pytest.mark.slow
+
 
 def checkpoints(directory: Path) -> Checkpoints:
     return Checkpoints(directory, keep=9, best_mode=None, fingerprints={})

@@ -152,6 +152,7 @@ def test_what_is_more_than_there_is_does_not_fit_and_is_told_what_would(plans, d
     assert memory["verdict"] == "the first alone should fit"
 
 
+@pytest.mark.slow
 def test_searching_finds_what_fits_and_a_run_takes_it(directory, tmp_path):
     run = load_run(directory / "chain.yaml")
     found = search_run(run, planning(directory, stages=["student"]), Console(quiet=True), tries=1)

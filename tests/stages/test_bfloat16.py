@@ -13,6 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_chain import chain_config, final_params, run, write_config
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("teacher", "assistant", "scratch")
 
 

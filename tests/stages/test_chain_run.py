@@ -108,6 +108,7 @@ def test_pmap_gives_the_same_student(material: Path, tmp_path: Path):
         assert a["eval"]["validation"]["loss"] == pytest.approx(b["eval"]["validation"]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_cached_teacher_teaches_the_same(material: Path, tmp_path: Path):
     config = chain_config(material, tmp_path / "online")
     config["stages"] = config["stages"][:2]
@@ -117,6 +118,7 @@ def test_a_cached_teacher_teaches_the_same(material: Path, tmp_path: Path):
     assert online["eval"]["validation"]["loss"] == pytest.approx(cached["eval"]["validation"]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_several_teachers_given_and_trained(finished: Path, material: Path, tmp_path: Path):
     config = chain_config(material, tmp_path / "run")
     config["stages"] = [
@@ -150,6 +152,7 @@ def test_divergence_stops_with_the_last_good_checkpoint(material: Path, tmp_path
         run(write_config(tmp_path / "tiny.yaml", config))
 
 
+@pytest.mark.slow
 def test_check_trains_nothing(material: Path, tmp_path: Path):
     path = write_config(tmp_path / "tiny.yaml", chain_config(material, tmp_path / "run"))
     result = check(load_run(path), console=Console(quiet=True))

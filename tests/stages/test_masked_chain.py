@@ -25,6 +25,8 @@ from jaxdistill.errors import JaxdistillError
 from jaxdistill.export.huggingface import export_stage
 from jaxdistill.stages.prepare import Preparation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,7 +67,6 @@ def test_what_is_measured(trained: Path) -> None:
     assert found["student"]["train"]["best_step"] == best["step"]
 
 
-@pytest.mark.slow
 def test_killed_and_continued_is_bitwise_the_same(trained: Path, material: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     config = write_config(tmp_path / "masked.yaml", masked_config(material, output))
@@ -112,7 +113,6 @@ def test_transformers_gives_the_student_s_logits(trained: Path) -> None:
     np.testing.assert_allclose(logits[:, 0], expected[np.arange(2), places[:, 0]], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_the_student_is_fine_tuned_by_a_run_of_its_own(trained: Path, tmp_path: Path) -> None:
     student = trained / "stages" / "student" / "student"
     (tmp_path / "labelled.csv").write_text("text,label\n" + "w1 w2,a\nw3 w4,b\n" * 20)
@@ -157,7 +157,6 @@ def test_a_teacher_without_a_head_teaches_features_alone(material: Path, tmp_pat
     assert row["train"]["best_step"] == 2
 
 
-@pytest.mark.slow
 def test_a_teacher_with_a_head_is_measured_and_handed_over(material: Path, tmp_path: Path) -> None:
     write_teacher(tmp_path / "teacher", task="masked_lm")
     console = recording()

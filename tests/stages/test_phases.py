@@ -15,6 +15,8 @@ from tiny_chain import TINY, VOCABULARY, assert_same_params, chain_config, final
 from jaxdistill import data, models
 from jaxdistill.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["student.between", "student"]
 BETWEEN = [
     {"type": "embedding_mse", "projection": "shared"},

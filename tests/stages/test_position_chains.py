@@ -20,6 +20,8 @@ from jaxdistill.errors import ConfigError, DataError, ModelError
 from jaxdistill.stages import check
 from jaxdistill.stages.prepare import Preparation
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("O", "B-BAD", "I-BAD", "B-GOOD", "I-GOOD")
 
 
@@ -101,9 +103,7 @@ def config(material: Path, written: Path, output: Path, task: str) -> dict[str, 
     return made
 
 
-@pytest.fixture(
-    scope="session", params=["token_classification", pytest.param("question_answering", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="session", params=["token_classification", pytest.param("question_answering")])
 def finished(request, material: Path, written: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     output = tmp_path_factory.mktemp(request.param) / "run"
     run(write_config(output.parent / "run.yaml", config(material, written, output, request.param)))
@@ -162,7 +162,6 @@ def test_evaluate_measures_what_the_run_did(finished: tuple[str, Path]) -> None:
     assert found["retention"] == pytest.approx(rows["student"]["retention"]["validation"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["token_classification", "question_answering"])
 def test_a_mesh_changes_nothing(material: Path, written: Path, tmp_path: Path, task: str) -> None:
     """Trained and measured over data and fsdp, as on one device."""
@@ -180,7 +179,6 @@ def test_a_mesh_changes_nothing(material: Path, written: Path, tmp_path: Path, t
     assert measured[1] == pytest.approx(measured[0], rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["token_classification", "question_answering"])
 def test_an_8_bit_teachers_drift_is_bounded(material: Path, written: Path, tmp_path: Path, task: str) -> None:
     """Measured where the task's labels are."""
@@ -196,7 +194,6 @@ def test_an_8_bit_teachers_drift_is_bounded(material: Path, written: Path, tmp_p
     run(path, "precision.max_drift=0.1")
 
 
-@pytest.mark.slow
 def test_check_reads_everything_and_trains_nothing(material: Path, written: Path, tmp_path: Path) -> None:
     made = config(material, written, tmp_path / "run", "question_answering")
     made["stages"] = made["stages"][:1]

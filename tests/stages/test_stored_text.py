@@ -18,6 +18,8 @@ from jaxdistill.errors import CheckpointError, ConfigError
 from jaxdistill.stages import build_caches
 from jaxdistill.stages.prepare import Preparation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -85,7 +87,6 @@ def test_the_cached_batches_are_the_rows_they_were_computed_from(trained: Path) 
     assert seen[:count] != seen[count : 2 * count]  # in another order
 
 
-@pytest.mark.slow
 def test_killed_while_training_it_continues_with_the_same_batches(
     trained: Path, material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from jaxdistill.stages import check
 from jaxdistill.train import loop
 from jaxdistill.train.checkpoint import load_params
 
+pytestmark = pytest.mark.slow
+
 SWEEP = {"kd_weight": [0.5, 1.0], "learning_rate": [3.0e-3, 1.0e-4]}
 
 
@@ -60,7 +62,6 @@ def test_all_students_are_in_the_summary_and_the_best_is_handed_on(trained: Path
     assert best in (trained / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_a_check_runs_the_step_of_all_students(material: Path, teacher: Path, tmp_path: Path) -> None:
     raw = swept(material, tmp_path / "run", teacher)
     (found,) = check(run_from_dict({**raw, "stages": raw["stages"][:1]}), console=Console(quiet=True))["stages"]
@@ -71,7 +72,6 @@ def test_a_check_runs_the_step_of_all_students(material: Path, teacher: Path, tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_a_student_equals_its_own_run(trained: Path, material: Path, teacher: Path, tmp_path: Path) -> None:
     raw = swept(material, tmp_path / "run", teacher)
     stage = {**raw["stages"][0], "loss": {"preset": "hinton", "alpha": 1.0}}
@@ -85,7 +85,6 @@ def test_a_student_equals_its_own_run(trained: Path, material: Path, teacher: Pa
         np.testing.assert_allclose(np.asarray(got)[3], np.asarray(wanted), rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_killed_and_continued_it_is_the_same(
     trained: Path, material: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_the_handed_on_student_is_the_one_measured(trained: Path, material: Path
     assert again["tokens"] == measured["tokens"]
 
 
+@pytest.mark.slow
 def test_whole_logits_teach_the_same(trained: Path, material: Path, tmp_path: Path) -> None:
     config = text_config(material, tmp_path / "run")
     for stage in config["stages"]:
@@ -89,6 +90,7 @@ def test_whole_logits_teach_the_same(trained: Path, material: Path, tmp_path: Pa
             assert row["eval"]["test"][name] == pytest.approx(value, rel=0.02, abs=0.01), (key, name)
 
 
+@pytest.mark.slow
 def test_killed_and_continued_is_bitwise_the_same(trained: Path, material: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     config = write_config(tmp_path / "text.yaml", text_config(material, output))

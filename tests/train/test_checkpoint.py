@@ -346,6 +346,7 @@ def test_orbax_alone_can_read_it(tmp_path: Path):
     assert json.loads((tmp_path / "1" / "manifest.json").read_text())["manifest"]["step"] == 1
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_leaves_a_whole_step(tmp_path: Path):
     rng = np.random.default_rng(0)
     committed = 0
