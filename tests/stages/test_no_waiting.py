@@ -18,6 +18,8 @@ from tiny_chain import chain_config, final_params, run, write_config
 from jaxdistill.train.loop import _Loop
 from jaxdistill.train.metrics import fetch
 
+pytestmark = pytest.mark.slow
+
 READS = {ArrayImpl._value.fget.__wrapped__.__code__, jax.block_until_ready.__code__}
 """NumPy arrays, numbers and text of a device's values are made by the first; the second waits for them."""
 
@@ -104,7 +106,6 @@ def test_steps_together_end_where_single_ones_do(runs) -> None:
     assert figures(runs["one"][0]) == figures(runs["three"][0])
 
 
-@pytest.mark.slow
 def test_packed_updates_have_as_many_examples(runs, material: Path, tmp_path: Path) -> None:
     output, seen = trained(material, tmp_path / "run", steps=3, batching="packed")
     assert figures(output) == figures(runs["one"][0])
