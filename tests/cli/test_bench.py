@@ -105,6 +105,7 @@ def test_a_stage_is_taken_apart(jaxdistill, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_variants_take_turns_and_are_compared_with_the_first(jaxdistill, config):
     variant = "data.batching=padded stages.small.train.remat=full"
     result = jaxdistill("bench", config, "--stage", "small", "--compare", variant, *ONCE)
@@ -187,6 +188,7 @@ def test_language_models_are_timed_by_tokens_and_apart(jaxdistill, classifier, t
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_start_finds_its_programs(jaxdistill, config):
     result = jaxdistill("bench", config, *ONCE, "--restart")
     assert result.status == 0, result.err

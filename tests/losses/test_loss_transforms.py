@@ -104,6 +104,7 @@ def test_shard_map_over_eight_devices(inputs, whole, inside):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_other_losses_over_eight_devices(inputs):
     """Each device's gradient by pmap, shard_map and vmap, which are parts of the whole's; and over devices its mean."""
     weights, batch = inputs

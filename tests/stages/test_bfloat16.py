@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_chain import chain_config, final_params, run, write_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 STAGES = ("teacher", "assistant", "scratch")
 

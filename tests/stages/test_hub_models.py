@@ -131,6 +131,7 @@ def test_shapes_and_parameter_counts(rows: list[str], tmp_path: Path, monkeypatc
     assert models.parameter_count(models.parameter_shapes(models.build(teacher))) == 335_143_938
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_published_chain_runs(rows: list[str], tmp_path: Path):
     """All five stages with shrunken models, in a process of its own that finds them under their hub ids."""

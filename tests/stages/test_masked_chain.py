@@ -67,6 +67,7 @@ def test_what_is_measured(trained: Path) -> None:
     assert found["student"]["train"]["best_step"] == best["step"]
 
 
+@pytest.mark.long
 def test_killed_and_continued_is_bitwise_the_same(trained: Path, material: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     config = write_config(tmp_path / "masked.yaml", masked_config(material, output))

@@ -162,6 +162,7 @@ def test_evaluate_measures_what_the_run_did(finished: tuple[str, Path]) -> None:
     assert found["retention"] == pytest.approx(rows["student"]["retention"]["validation"])
 
 
+@pytest.mark.long
 def test_a_mesh_changes_nothing(material: Path, written: Path, tmp_path: Path) -> None:
     """Trained and measured over data and fsdp, as on one device."""
     measured = []

@@ -78,6 +78,7 @@ def losses(output: Path) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, lines) if entry["kind"] == "train"]
 
 
+@pytest.mark.long
 def test_each_teacher_reads_its_own_tokenizer(material: Path, teachers: tuple[Path, Path], tmp_path: Path):
     """Given teachers' losses on the test set are those transformers computes from their own tokenizers' ids."""
     torch = pytest.importorskip("torch")

@@ -62,6 +62,7 @@ def test_all_students_are_in_the_summary_and_the_best_is_handed_on(trained: Path
     assert best in (trained / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_check_runs_the_step_of_all_students(material: Path, teacher: Path, tmp_path: Path) -> None:
     raw = swept(material, tmp_path / "run", teacher)
     (found,) = check(run_from_dict({**raw, "stages": raw["stages"][:1]}), console=Console(quiet=True))["stages"]

@@ -156,6 +156,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_workers_give_the_same_batches_and_go_on_in_another_process(
     tmp_path: Path, cache: Path, ends: Tokenizer
