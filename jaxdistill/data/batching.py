@@ -2,16 +2,15 @@
 
 A training batch is a pure function of (data set, seed, its index): any batch can be made without those before it, which
 makes the position in the data a single number. Each epoch is one Grain permutation of all rows. Its rows are taken
-`window` batches at a time, sorted by length, cut into batches, and these batches taken in a shuffled order, but a few
-of one length at a time, which can go to the device together; what does not fill a batch is the epoch's last one,
-completed by filler rows. So a row's batch neighbours are about as long as it is, and little is padded.
+`window` batches at a time, sorted by length, cut into batches, and these batches taken in a shuffled order; what does
+not fill a batch is the epoch's last one, completed by filler rows. So a row's batch neighbours are about as long as it
+is, and little is padded.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,9 +29,6 @@ _EVALUATIONS = 10
 """Times that an evaluation set is taken to be gone through."""
 _FEW = 0.02
 """A length's share of an evaluation's tokens from which on the data set counts as small."""
-
-_RUN, _RUNS = 4, 16
-"""Batches of one static length that follow each other, enough to share a dispatch; and at least so many such runs."""
 
 _SMALL = 2**16
 _ROUNDS = 4  # of Grain's index shuffle, as its own MapDataset.shuffle has
@@ -209,35 +205,14 @@ class TrainPlan:
         batches = min(self._window, self._full - first)
         rows = self._permuted(epoch, first * self.batch_size, (first + batches) * self.batch_size)
         order = _small_permutation(batches, _mixed(self._seed, epoch, window))
-        rows, kinds = self._arranged(rows.reshape(batches, self.batch_size))
-        return rows[_in_runs(order, kinds)]
+        return self._arranged(rows.reshape(batches, self.batch_size))[order]
 
-    def _arranged(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A window's rows sorted by length, int64 [batches, B], and the kind of each batch.
-
-        Kinds say which batches may have one shape. They are made of the lengths alone: shapes depend on the devices, on
-        which a run may be continued that was begun on others.
-        """
-        if len(rows) > 1:
-            rows = rows.reshape(-1)
-            rows = rows[np.argsort(self.dataset.lengths[rows], kind="stable")].reshape(-1, self.batch_size)
-        return rows, np.searchsorted(LENGTHS, self.dataset.lengths[rows].max(axis=1))
-
-
-def _in_runs(order: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """The permutation `order` changed so that items of one kind follow each other, a few at a time.
-
-    A run stands where the permutation has its first item. Runs are a small part of the whole: where there are few
-    batches, the labels that often go with a length would pull the weights one way for too long.
-    """
-    longest = min(_RUN, max(1, len(order) // _RUNS))
-    seen: Counter[int] = Counter()
-    runs: dict[tuple[int, int], list[int]] = {}
-    for item in order:
-        kind = int(kinds[item])
-        runs.setdefault((kind, seen[kind] // longest), []).append(int(item))
-        seen[kind] += 1
-    return np.concatenate([np.asarray(run, np.int64) for run in runs.values()])
+    def _arranged(self, rows: np.ndarray) -> np.ndarray:
+        """A window's rows [batches, B] sorted by length."""
+        if len(rows) == 1:
+            return rows
+        flat = rows.reshape(-1)
+        return flat[np.argsort(self.dataset.lengths[flat], kind="stable")].reshape(rows.shape)
 
 
 def _small_permutation(n: int, seed: int) -> np.ndarray:

@@ -161,9 +161,9 @@ class PackedPlan(TrainPlan):
         place, packed = self._fit(rows)
         return assemble_packed(self.dataset, rows, packed, self.shapes[place])
 
-    def _arranged(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Batches as they were drawn; those with about as many tokens (within a tenth) may have one shape."""
-        return rows, np.floor(8 * np.log2(self.dataset.lengths[rows].sum(axis=1))).astype(np.int64)
+    def _arranged(self, rows: np.ndarray) -> np.ndarray:
+        """Batches as they were drawn."""
+        return rows
 
     def _fit(self, rows: np.ndarray) -> tuple[int, list[list[int]]]:
         """The first shape that holds a batch, and how."""
