@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +13,15 @@ import numpy as np
 
 from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.data.readers import Record, Table
-from jaxdistill.data.rows import bad_rows_error
 from jaxdistill.data.sources import (
-    BAD_ROWS_ADVICE,
     BadRowError,
     check_columns,
+    check_rows,
     check_text,
     open_table,
+    reading,
     source_name,
 )
-from jaxdistill.errors import DataError, ExternalError
 
 _NESTED = "paragraphs"
 _COLUMNS = "data.question, data.context and data.answers say which columns to read"
@@ -101,43 +101,20 @@ def load_questions(data: DataConfig, source: SourceConfig, *, base_dir: Path | N
         wanted = (data.question, data.context, data.answers)
         return (*check_columns(wanted, found, name, keys=_COLUMNS), *({data.id} & set(found)))
 
-    try:
-        return _collect(open_table(source, name, base_dir, select), data, source.limit, name)
-    except OSError as error:
-        raise ExternalError(f"{name}: cannot be read: {error.strerror or error}") from error
+    with reading(name):
+        table = _flat(open_table(source, name, base_dir, select), data)
+        kept, numbers, skipped = check_rows(table, partial(_checked, data=data), data, source, expected="question")
+    questions, contexts, answers, own = (list(column) for column in zip(*kept, strict=True))
+    ids = [str(number if id_ is None else id_) for number, id_ in zip(numbers, own, strict=True)]
+    return QuestionRows(questions, contexts, answers, ids, numbers, name, skipped, table.unit)
 
 
-def _collect(table: Table, data: DataConfig, limit: int | None, name: str) -> QuestionRows:
-    """Checks every question and keeps the good ones."""
-    kept: list[tuple[str, str, tuple[Answer, ...], str]] = []
-    numbers: list[int] = []
-    problems: list[tuple[int, str]] = []
-    total = 0
-    records, nested = _flat(table.records, data)
-    unit = "question" if nested else table.unit
-    for number, record in itertools.islice(records, limit):
-        total += 1
-        try:
-            if isinstance(record, str):
-                raise BadRowError(record)
-            kept.append(_checked(record, data, number))
-            numbers.append(number)
-        except BadRowError as reason:
-            problems.append((number, str(reason)))
-    if problems and (data.on_bad_row == "error" or not numbers):
-        raise bad_rows_error(name, unit, problems, total, BAD_ROWS_ADVICE)
-    if not numbers:
-        raise DataError(f"{name}: the data set is empty; expected at least one question")
-    questions, contexts, answers, ids = (list(column) for column in zip(*kept, strict=True))
-    return QuestionRows(questions, contexts, answers, ids, np.asarray(numbers, np.int64), name, len(problems), unit)
-
-
-def _checked(record: Mapping[str, Any], data: DataConfig, number: int) -> tuple[str, str, tuple[Answer, ...], str]:
+def _checked(record: Mapping[str, Any], *, data: DataConfig) -> tuple[str, str, tuple[Answer, ...], Any]:
+    """Question, context, answers and the id, if there is one."""
     question = check_text(record.get(data.question), data.question)
     context = check_text(record.get(data.context), data.context)
     answers = () if record.get("is_impossible") is True else _answers(record.get(data.answers), data.answers, context)
-    own = record.get(data.id)
-    return question, context, answers, str(number if own is None else own)
+    return question, context, answers, record.get(data.id)
 
 
 def _answers(value: Any, column: str, context: str) -> tuple[Answer, ...]:
@@ -178,15 +155,15 @@ def _short(text: str) -> str:
 # --- the published form ----------------------------------------------------------------------------------------------
 
 
-def _flat(records: Iterator[Record], data: DataConfig) -> tuple[Iterator[Record], bool]:
-    """Questions one by one, and whether they came out of articles and paragraphs."""
-    first = next(records, None)
+def _flat(table: Table, data: DataConfig) -> Table:
+    """Questions one by one; those of articles and paragraphs are counted anew."""
+    first = next(table.records, None)
     if first is None:
-        return iter(()), False
-    together = itertools.chain([first], records)
+        return table
+    together = itertools.chain([first], table.records)
     if not isinstance(first[1], Mapping) or _NESTED not in first[1]:
-        return together, False
-    return ((number, each) for number, each in enumerate(_nested(together, data), start=1)), True
+        return replace(table, records=together)
+    return Table("question", enumerate(_nested(together, data), start=1))
 
 
 def _nested(records: Iterator[Record], data: DataConfig) -> Iterator[Mapping[str, Any] | str]:

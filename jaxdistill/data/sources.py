@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from jaxdistill.data.labels import BadLabelError, parse_label
 from jaxdistill.data.readers import Select, Table, arrow_table, is_unicode, read_table
 from jaxdistill.data.rows import Rows, bad_rows_error
 from jaxdistill.errors import DataError, ExternalError
+
+T = TypeVar("T")
 
 BAD_ROWS_ADVICE = "correct them, or leave them out (data.on_bad_row=skip; evaluate: --skip-bad-rows)"
 
@@ -50,11 +53,20 @@ def load_rows(
         wanted = data.columns if data.label not in found and not require_labels else (*data.columns, data.label)
         return check_columns(wanted, found, name)
 
-    try:
+    with reading(name):
         table = open_table(source, name, base_dir, select)
-        return _collect(table, data, source.limit, name, require_labels)
-    except OSError as error:
-        raise ExternalError(f"{name}: cannot be read: {error.strerror or error}") from error
+        class_names = table.label_names.get(data.label)
+        names = class_names or data.label_names  # integers that the source names are checked as such, in any order
+
+        def check(record: Mapping[str, Any]) -> tuple[list[str], int | str | None]:
+            parts = [check_text(record.get(column), column) for column in data.columns]
+            return parts, _label(record.get(data.label), names, require_labels)
+
+        kept, numbers, skipped = check_rows(table, check, data, source, expected="row")
+    texts = tuple([parts[place] for parts, _ in kept] for place in range(len(data.columns)))
+    labels = [label for _, label in kept]
+    known = None if all(label is None for label in labels) else labels
+    return Rows(texts, known, numbers, name, skipped, table.unit, class_names)
 
 
 def load_texts(data: DataConfig, source: UnlabelledConfig, *, base_dir: Path | None = None) -> Rows:
@@ -156,36 +168,50 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
-def _collect(table: Table, data: DataConfig, limit: int | None, name: str, require_labels: bool) -> Rows:
-    """Checks every record and keeps the good ones."""
-    class_names = table.label_names.get(data.label)
-    names = class_names or data.label_names  # integers that the source names are checked as such, whatever their order
-    texts: tuple[list[str], ...] = tuple([] for _ in data.columns)
-    labels: list[int | str | None] = []
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Makes an ExternalError of what the disk says while a source is read."""
+    try:
+        yield
+    except OSError as error:
+        raise ExternalError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def check_rows(
+    table: Table, check: Callable[[Mapping[str, Any]], T], data: DataConfig, source: SourceConfig, *, expected: str
+) -> tuple[list[T], np.ndarray, int]:
+    """Reads and checks the records of a source, and keeps the good ones.
+
+    Args:
+      table: the source, opened.
+      check: what is kept of a record; raises BadRowError or BadLabelError.
+      data: what to do with bad rows.
+      source: its limit and its name.
+      expected: what one row is, in the message that there is none.
+
+    Returns:
+      What is kept of N ≥ 1 records, their numbers int64 [N], and how many bad ones were left out.
+
+    Raises:
+      DataError: bad rows (with `on_bad_row: error`), or not one good one.
+    """
+    name = source_name(source)
+    kept: list[T] = []
     numbers: list[int] = []
     problems: list[tuple[int, str]] = []
-    total = 0
-    for number, record in itertools.islice(table.records, limit):
-        total += 1
+    for number, record in itertools.islice(table.records, source.limit):
         try:
             if isinstance(record, str):
                 raise BadRowError(record)
-            parts = [check_text(record.get(column), column) for column in data.columns]
-            label = _label(record.get(data.label), names, require_labels)
+            kept.append(check(record))
+            numbers.append(number)
         except (BadRowError, BadLabelError) as reason:
             problems.append((number, str(reason)))
-            continue
-        for column, part in zip(texts, parts, strict=True):
-            column.append(part)
-        labels.append(label)
-        numbers.append(number)
-    if problems and (data.on_bad_row == "error" or not numbers):
-        raise bad_rows_error(name, table.unit, problems, total, BAD_ROWS_ADVICE)
-    if not numbers:
-        raise DataError(f"{name}: the data set is empty; expected at least one row")
-    known = None if all(label is None for label in labels) else labels
-    row_numbers = np.asarray(numbers, np.int64)
-    return Rows(texts, known, row_numbers, name, len(problems), table.unit, class_names)
+    if problems and (data.on_bad_row == "error" or not kept):
+        raise bad_rows_error(name, table.unit, problems, len(kept) + len(problems), BAD_ROWS_ADVICE)
+    if not kept:
+        raise DataError(f"{name}: the data set is empty; expected at least one {expected}")
+    return kept, np.asarray(numbers, np.int64), len(problems)
 
 
 class BadRowError(Exception):

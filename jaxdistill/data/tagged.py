@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,16 @@ from jaxdistill.config.data_schema import TAGGED_FORMATS, DataConfig, SourceConf
 from jaxdistill.data.labels import UNLABELLED
 from jaxdistill.data.readers import Record, Table, is_unicode
 from jaxdistill.data.rows import bad_rows_error
-from jaxdistill.data.sources import BAD_ROWS_ADVICE, BadRowError, check_columns, open_table, source_name
+from jaxdistill.data.sources import (
+    BadRowError,
+    check_columns,
+    check_rows,
+    open_table,
+    reading,
+    source_name,
+)
 from jaxdistill.data.tags import tag_set
-from jaxdistill.errors import DataError, ExternalError
+from jaxdistill.errors import DataError
 
 _DOCUMENT = "-DOCSTART-"
 _COLUMNS = "data.tokens and data.tags say which columns to read; evaluate: --text, --label"
@@ -82,13 +89,19 @@ def load_tagged(data: DataConfig, source: SourceConfig, *, base_dir: Path | None
     def select(found: Sequence[str]) -> tuple[str, ...]:
         return check_columns((data.tokens, data.tags), found, name, keys=_COLUMNS)
 
-    try:
+    def check(record: Mapping[str, Any]) -> tuple[list[str], list[int | str]]:
+        words = _words(record.get(data.tokens), data.tokens)
+        return words, _tags(record.get(data.tags), data.tags, len(words))
+
+    with reading(name):
         path = None if source.path is None else (base_dir or Path()) / Path(source.path).expanduser()
         if path is not None and path.suffix.lower() in TAGGED_FORMATS:
-            return _collect(_conll_table(path, name, data), data, source.limit, name)
-        return _collect(open_table(source, name, base_dir, select), data, source.limit, name)
-    except OSError as error:
-        raise ExternalError(f"{name}: cannot be read: {error.strerror or error}") from error
+            table = _conll_table(path, name, data)
+        else:
+            table = open_table(source, name, base_dir, select)
+        kept, numbers, skipped = check_rows(table, check, data, source, expected="sentence")
+    words, tags = (list(column) for column in zip(*kept, strict=True))
+    return TaggedRows(words, tags, numbers, name, skipped, table.unit, table.label_names.get(data.tags))
 
 
 def _conll_table(path: Path, name: str, data: DataConfig) -> Table:
@@ -118,34 +131,6 @@ def _sentence(lines: list[tuple[int, str]], data: DataConfig) -> Record | None:
         words.append(fields[0].strip())
         tags.append(fields[-1].strip())
     return (lines[0][0], {data.tokens: words, data.tags: tags}) if words else None
-
-
-def _collect(table: Table, data: DataConfig, limit: int | None, name: str) -> TaggedRows:
-    """Checks every record and keeps the good ones."""
-    words: list[list[str]] = []
-    tags: list[list[int | str]] = []
-    numbers: list[int] = []
-    problems: list[tuple[int, str]] = []
-    total = 0
-    for number, record in itertools.islice(table.records, limit):
-        total += 1
-        try:
-            if isinstance(record, str):
-                raise BadRowError(record)
-            own = _words(record.get(data.tokens), data.tokens)
-            given = _tags(record.get(data.tags), data.tags, len(own))
-        except BadRowError as reason:
-            problems.append((number, str(reason)))
-            continue
-        words.append(own)
-        tags.append(given)
-        numbers.append(number)
-    if problems and (data.on_bad_row == "error" or not numbers):
-        raise bad_rows_error(name, table.unit, problems, total, BAD_ROWS_ADVICE)
-    if not numbers:
-        raise DataError(f"{name}: the data set is empty; expected at least one sentence")
-    names = table.label_names.get(data.tags)
-    return TaggedRows(words, tags, np.asarray(numbers, np.int64), name, len(problems), table.unit, names)
 
 
 def _words(value: Any, column: str) -> list[str]:

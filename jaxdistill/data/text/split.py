@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jaxdistill.config.data_schema import DataConfig
+from jaxdistill.data.sources import reading
 from jaxdistill.data.text.masking import EVALUATION_SEED
 from jaxdistill.data.text.records import TextSource, digest
 from jaxdistill.data.text.row_format import RowFormat, row_format
 from jaxdistill.data.text.store import DocumentStore, StoredDocuments, open_store
 from jaxdistill.data.tokenize import Tokenizer
-from jaxdistill.errors import ConfigError, DataError, ExternalError
+from jaxdistill.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import grain
@@ -67,7 +68,8 @@ def open_split(
         from jaxdistill.data.text.stream import Stream
 
         documents: StoredDocuments | Stream = Stream(source, side, data.validation_share)
-        content = _fingerprint(source)
+        with reading(source.name):
+            content = source.fingerprint()
         documents.check()
     else:
         store = open_store(source, cache_dir=cache_dir)
@@ -75,13 +77,6 @@ def open_split(
     rows = row_format(data, tokenizer, sequence_length)
     key = digest(content, side, data.validation_share if carved else None, tokenizer.fingerprint, rows.encoder.version)
     return TextSplit(documents, rows, data, key=key, cache_dir=cache_dir)
-
-
-def _fingerprint(source: TextSource) -> str:
-    try:
-        return source.fingerprint()
-    except OSError as error:
-        raise ExternalError(f"{source.name}: cannot be read: {error.strerror or error}") from error
 
 
 def _on_side(store: DocumentStore, side: Side, share: float) -> StoredDocuments:

@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxdistill.data.cache import default_cache_dir, new_directory
 from jaxdistill.data.rows import bad_rows_error, text_share
-from jaxdistill.data.sources import BAD_ROWS_ADVICE
+from jaxdistill.data.sources import BAD_ROWS_ADVICE, reading
 from jaxdistill.data.text.records import Checked, OpenSource, Parts, TextSource
-from jaxdistill.errors import DataError, ExternalError
+from jaxdistill.errors import DataError
 
 _VERSION = 1
 _FILE = "documents.arrow"
@@ -81,7 +81,7 @@ def open_store(source: TextSource, *, cache_dir: Path | None = None) -> Document
         error`): missing or empty text, not UTF-8, malformed line.
       ExternalError: the hub or the disk cannot be read.
     """
-    try:
+    with reading(source.name):
         opened = source.open()
         directory = (cache_dir or default_cache_dir()) / "documents" / f"v{_VERSION}-{opened.fingerprint[:40]}"
         if directory.exists():
@@ -90,8 +90,6 @@ def open_store(source: TextSource, *, cache_dir: Path | None = None) -> Document
             except (OSError, ValueError, KeyError) as error:
                 _log.warning("document cache %s is damaged (%s); building it anew", directory, error)
         return _written(opened, directory) or _in_memory(opened)
-    except OSError as error:
-        raise ExternalError(f"{source.name}: cannot be read: {error.strerror or error}") from error
 
 
 def _written(opened: OpenSource, directory: Path) -> DocumentStore | None:
