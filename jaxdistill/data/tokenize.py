@@ -29,7 +29,8 @@ class Tokenizer:
 
     fingerprint: sha256 of everything that decides the ids (not of its padding and truncation settings). vocab_size:
     number of tokens, added ones included. max_id: the largest id it can give. pad_id: what padding is filled with.
-    mask_token: as written in text, or None.
+    mask_token: as written in text, or None. has_types: whether its models are told the first text of a pair from the
+    second. truncation_side: where texts that are too long are cut.
     """
 
     def __init__(self, wrapped: Any, name: str) -> None:
@@ -48,25 +49,15 @@ class Tokenizer:
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._truncation_side = wrapped.truncation_side
-        self._has_types = "token_type_ids" in wrapped.model_input_names
-        described = self._backend.to_str() + json.dumps([self.pad_id, self._has_types, self._truncation_side])
+        self.truncation_side: Literal["left", "right"] = wrapped.truncation_side
+        self.has_types = "token_type_ids" in wrapped.model_input_names
+        described = self._backend.to_str() + json.dumps([self.pad_id, self.has_types, self.truncation_side])
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
 
     @property
     def backend(self) -> Any:
         """The library's own tokenizer, without padding and truncation; not to be changed."""
         return self._backend
-
-    @property
-    def has_types(self) -> bool:
-        """Whether its models are told the first text of a pair from the second."""
-        return self._has_types
-
-    @property
-    def truncation_side(self) -> Literal["left", "right"]:
-        """Where texts that are too long are cut."""
-        return self._truncation_side
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files as `transformers` loads them."""
@@ -121,12 +112,12 @@ class Tokenizer:
             if pair is not None:
                 part = list(zip(part, pair[start : start + _CHUNK], strict=True))
             encodings = self._backend.encode_batch_fast(part)
-            chunks.append(_ragged(encodings, with_types=self._has_types and pair is not None, pad_id=self.pad_id))
+            chunks.append(_ragged(encodings, with_types=self.has_types and pair is not None, pad_id=self.pad_id))
         return Ragged.concatenate(chunks)
 
     def encode_truncated(self, texts: Sequence[str], pair: Sequence[str] | None, max_length: int) -> Ragged:
         """The same, with the longer of the two texts cut until the whole fits `max_length`."""
-        self._backend.enable_truncation(max_length, strategy="longest_first", direction=self._truncation_side)
+        self._backend.enable_truncation(max_length, strategy="longest_first", direction=self.truncation_side)
         try:
             return self.encode(texts, pair)
         finally:

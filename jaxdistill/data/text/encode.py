@@ -43,7 +43,7 @@ class TextEncoder:
 
         self.version = f"{_VERSION} {tokenizers.__version__} {is_prompted}"
         # The parts of a transformers tokenizer that pickle small and load without transformers.
-        self._backend: Any = tokenizer._backend
+        self._backend = tokenizer.backend
         end = tokenizer.eos_id
         self._prefix, suffix = special_tokens(self._backend)
         self._end = [] if end is None or end in suffix else [int(end)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class WordEncoder:
         import tokenizers
 
         self.version = f"words {_VERSION} {tokenizers.__version__} {whole_words}"
-        self._backend: Any = tokenizer._backend
+        self._backend = tokenizer.backend
         self._special = np.asarray(tokenizer.special_ids, np.int32)
         self._whole_words = whole_words
 
@@ -68,7 +67,7 @@ class Separators:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Separators:
         """[CLS] … [SEP], or as the tokenizer writes them."""
-        return cls(*map(tuple, special_tokens(tokenizer._backend)))
+        return cls(*map(tuple, special_tokens(tokenizer.backend)))
 
     @property
     def size(self) -> int:

@@ -91,7 +91,7 @@ def test_places_are_static_ascending_and_filled_up(file: Path, tokenizer: Tokeni
 
 def test_words_are_chosen_whole(file: Path, tokenizer: Tokenizer, documents: list[str]) -> None:
     split = split_of(file, tokenizer, masking=MaskingConfig(whole_words=True), packing="none")
-    encodings = tokenizer._backend.encode_batch(documents)
+    encodings = tokenizer.backend.encode_batch(documents)
     rows = gathered(list(split.eval_batches(batch_size=BATCH)))
     real = rows["example_id"] >= 0
     masked = iter(chosen(rows)[real])
@@ -156,7 +156,7 @@ def test_pieces_stand_between_separators_and_are_all_there(
             if "positions" in batch:
                 np.testing.assert_array_equal(batch["positions"][row][own], np.arange(own.sum()))
     room = LENGTH - 2
-    texts = [encoding.ids[1:-1] for encoding in tokenizer._backend.encode_batch(documents)]
+    texts = [encoding.ids[1:-1] for encoding in tokenizer.backend.encode_batch(documents)]
     expected = [(CLS, *text[start : start + room], SEP) for text in texts for start in range(0, len(text), room)]
     assert sorted(pieces) == sorted(expected)
     if packing == "first_fit":
