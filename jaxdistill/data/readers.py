@@ -285,12 +285,17 @@ def _values(column: pyarrow.Array) -> list[Any]:
 
 
 def _class_labels(schema: pyarrow.Schema) -> dict[str, tuple[str, ...]]:
-    """Names of the columns of ClassLabels, or of lists of them, from the metadata `datasets` leaves in a schema."""
+    """From the metadata that `datasets` leaves in a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: names for name, feature in features.items() if (names := _class_names(feature))}
+        return class_names(features)
     except (AttributeError, KeyError, TypeError, ValueError):
         return {}
+
+
+def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Names of the columns of ClassLabels, or of lists of them, among features as `datasets` writes them in JSON."""
+    return {name: names for name, feature in features.items() if (names := _class_names(feature))}
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxdistill.config.data_schema import DataConfig, SourceConfig, UnlabelledConfig
 from jaxdistill.data import assets
 from jaxdistill.data.labels import BadLabelError, parse_label
-from jaxdistill.data.readers import Select, Table, arrow_table, is_unicode, read_table
+from jaxdistill.data.readers import Select, Table, arrow_table, class_names, is_unicode, read_table
 from jaxdistill.data.rows import Rows, bad_rows_error
 from jaxdistill.errors import DataError, ExternalError
 
@@ -55,8 +55,8 @@ def load_rows(
 
     with reading(name):
         table = open_table(source, name, base_dir, select)
-        class_names = table.label_names.get(data.label)
-        names = class_names or data.label_names  # integers that the source names are checked as such, in any order
+        own_names = table.label_names.get(data.label)
+        names = own_names or data.label_names  # integers that the source names are checked as such, in any order
 
         def check(record: Mapping[str, Any]) -> tuple[list[str], int | str | None]:
             parts = [check_text(record.get(column), column) for column in data.columns]
@@ -66,7 +66,7 @@ def load_rows(
     texts = tuple([parts[place] for parts, _ in kept] for place in range(len(data.columns)))
     labels = [label for _, label in kept]
     known = None if all(label is None for label in labels) else labels
-    return Rows(texts, known, numbers, name, skipped, table.unit, class_names)
+    return Rows(texts, known, numbers, name, skipped, table.unit, own_names)
 
 
 def load_texts(data: DataConfig, source: UnlabelledConfig, *, base_dir: Path | None = None) -> Rows:
@@ -150,17 +150,9 @@ def load_hub(source: SourceConfig, name: str, *, streaming: bool = False) -> Any
 
 def hub_table(loaded: Any, name: str, select: Select) -> Table:
     """The records of a `Dataset`, which are mapped, not copied."""
-    import datasets
-
     table: Any = loaded.with_format("arrow")[:]
-    features = {column: getattr(feature, "feature", feature) for column, feature in loaded.features.items()}  # of lists
-    named = {
-        column: tuple(feature.names)
-        for column, feature in features.items()
-        if isinstance(feature, datasets.ClassLabel) and feature.names
-    }
     records = arrow_table(table.schema, iter(table.to_batches()), list(select(table.column_names)), name).records
-    return Table("row", records, named)
+    return Table("row", records, class_names(loaded.features.to_dict()))
 
 
 def first_line(error: Exception) -> str:
