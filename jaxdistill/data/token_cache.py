@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def _flat(lists: Sequence[list[int]], total: int, dtype: Any) -> np.ndarray:
 
 
 def load_or_build(
-    key: str,
+    key: str | None,
     build: Callable[[], tuple[tuple[Ragged, ...], int]],
     *,
     pad_ids: Sequence[int],
@@ -86,14 +86,17 @@ def load_or_build(
     arrays stay in memory: the cache saves time, nothing depends on it.
 
     Args:
-      key: content hash of all that decides the arrays.
+      key: content hash of all that decides the arrays; None: nothing is kept on disk.
       build: returns one ragged array per tokenizer, and the number of truncated examples.
       pad_ids: one per tokenizer.
       cache_dir: default: the user's cache.
 
     Returns:
-      The arrays (memory-mapped), the number of truncated examples and a sha256 over the arrays' content.
+      The arrays (memory-mapped), the number of truncated examples and a sha256 over the arrays' content ("" without a
+      key).
     """
+    if key is None:
+        return *build(), ""
     directory = (cache_dir or default_cache_dir()) / "tokens" / f"v{_VERSION}-{key[:40]}"
     if directory.exists():
         try:
@@ -113,6 +116,14 @@ def load_or_build(
     except (OSError, ValueError) as error:
         _log.warning("token cache %s cannot be written (%s); keeping the tokens in memory", directory, error)
         return encodings, truncated, _combined(digests)
+
+
+def content_key(settings: Sequence[Any], rows: Iterable[Any]) -> str:
+    """sha256 over JSON values: all that decides the arrays, and the rows they are made of."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _named_arrays(encodings: Sequence[Ragged]) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +73,9 @@ def tokenize_questions(
     def build() -> tuple[tuple[Ragged, ...], int]:
         return _encode_all(rows, tokenizer, max_length, doc_stride), 0
 
+    key = _cache_key(rows, tokenizer, max_length, doc_stride) if cache else None
     pads = (tokenizer.pad_id, _OUTSIDE, _OUTSIDE, _OUTSIDE)
-    if cache:
-        key = _cache_key(rows, tokenizer, max_length, doc_stride)
-        (ids, starts, ends, owner), _, digest = token_cache.load_or_build(key, build, pad_ids=pads, cache_dir=cache_dir)
-    else:
-        ((ids, starts, ends, owner), _), digest = build(), ""
+    (ids, starts, ends, owner), _, digest = token_cache.load_or_build(key, build, pad_ids=pads, cache_dir=cache_dir)
     question = owner.ids.astype(np.int64)
     p_mask = (starts.ids == _OUTSIDE).astype(np.int32)
     p_mask[ids.offsets[:-1]] = 0
@@ -188,7 +184,4 @@ def _cache_key(rows: QuestionRows, tokenizer: Tokenizer, max_length: int, doc_st
     import tokenizers as library
 
     settings = ["questions", library.__version__, tokenizer.fingerprint, max_length, doc_stride, len(rows)]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for pair in zip(rows.questions, rows.contexts, strict=True):
-        digest.update(json.dumps(pair).encode() + b"\n")
-    return digest.hexdigest()
+    return token_cache.content_key(settings, zip(rows.questions, rows.contexts, strict=True))

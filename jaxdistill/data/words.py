@@ -74,12 +74,9 @@ def tokenize_words(
         ids, index, cut = _encode_all(rows, tokenizer, max_length, truncate)
         return (ids, index), cut
 
-    if cache:
-        key = _cache_key(rows, tokenizer, max_length, truncate)
-        pads = (tokenizer.pad_id, -1)
-        (ids, index), truncated, digest = token_cache.load_or_build(key, build, pad_ids=pads, cache_dir=cache_dir)
-    else:
-        ((ids, index), truncated), digest = build(), ""
+    key = _cache_key(rows, tokenizer, max_length, truncate) if cache else None
+    pads = (tokenizer.pad_id, -1)
+    (ids, index), truncated, digest = token_cache.load_or_build(key, build, pad_ids=pads, cache_dir=cache_dir)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(words) for words in rows.words])])
     heads, words = _first_tokens(index, offsets)
     labels = np.full(len(ids.ids), UNLABELLED, np.int32)
@@ -164,7 +161,4 @@ def _cache_key(rows: TaggedRows, tokenizer: Tokenizer, max_length: int | None, t
     import tokenizers as library
 
     settings = ["words", library.__version__, tokenizer.fingerprint, max_length, truncate, len(rows)]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for words in rows.words:
-        digest.update(json.dumps(words).encode() + b"\n")
-    return digest.hexdigest()
+    return token_cache.content_key(settings, rows.words)
