@@ -120,10 +120,11 @@ def assemble(dataset: TokenizedDataset, rows: np.ndarray, *, batch_size: int, le
     example_id = np.full(batch_size, -1, np.int32)
     labels[: len(rows)] = dataset.labels[rows]
     example_id[: len(rows)] = rows
-    tokens = [_pad(encoding, rows, batch_size, length) for encoding in dataset.encodings]
+    spans = [_places(encoding, rows, batch_size, length) for encoding in dataset.encodings]
+    tokens = [_pad(encoding, *span) for encoding, span in zip(dataset.encodings, spans, strict=True)]
     batch: dict[str, Any] = {**tokens[0], "labels": labels, "example_id": example_id}
+    places, real = spans[0]
     for name, column in dataset.per_token.items():
-        places, real = _places(dataset.encodings[0], rows, batch_size, length)
         batch[name] = np.where(real, column.values[places], np.int32(column.fill))
     if len(tokens) > 1:
         batch["tokenizers"] = {str(place): arrays for place, arrays in enumerate(tokens) if place}
@@ -142,12 +143,11 @@ def _places(encoding: Any, rows: np.ndarray, batch_size: int, length: int) -> tu
     return places, real
 
 
-def _pad(encoding: Any, rows: np.ndarray, batch_size: int, length: int) -> dict[str, np.ndarray]:
-    places, real = _places(encoding, rows, batch_size, length)
+def _pad(encoding: Any, places: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
     input_ids = encoding.ids[places]
     input_ids[~real] = encoding.pad_id
     if encoding.types is None:
-        token_type_ids = np.zeros((batch_size, length), np.int32)
+        token_type_ids = np.zeros(real.shape, np.int32)
     else:
         token_type_ids = np.where(real, encoding.types[places], 0).astype(np.int32)
     return {"input_ids": input_ids, "attention_mask": real.astype(np.int32), "token_type_ids": token_type_ids}
