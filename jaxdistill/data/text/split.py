@@ -342,7 +342,7 @@ class EvalBatches:
     @functools.cached_property
     def _length(self) -> int:
         if isinstance(self.split._documents, StoredDocuments):
-            return -(-self.split._count_rows(seed=None) // self.batch_size)
+            return -(-self.split.row_count() // self.batch_size)
         return sum(1 for _ in self)
 
 
