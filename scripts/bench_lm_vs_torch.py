@@ -20,14 +20,13 @@ import re
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdistill.bench.processors import run_pinned
+from jaxdistill.bench.processors import Stopwatch, as_options, run_in_turns
 
 VARIANTS = ("jaxdistill", "jaxdistill-dense", "torch", "torch-compiled")
 TEMPERATURE, KD_WEIGHT, LEARNING_RATE, WEIGHT_DECAY = 2.0, 0.7, 2e-4, 0.1
@@ -46,15 +45,13 @@ def main() -> None:
         measure = _measure_jax if arguments.variant.startswith("jaxdistill") else _measure_torch
         print(json.dumps(measure(arguments)))
         return
-    results: dict[str, list[dict[str, float]]] = {}
+    kept = ("teacher", "text", "layers", "hidden", "intermediate", "heads", "kv_heads", "warm_up", "remat")
     with tempfile.TemporaryDirectory() as directory:
         blocks = Path(directory) / "blocks.npy"
         np.save(blocks, _blocks(arguments))
-        for turn in range(arguments.rounds):
-            for variant in arguments.variants.split(","):
-                figures = _spawn(arguments, variant, blocks)
-                results.setdefault(variant, []).append(figures)
-                print(f"# {variant} round {turn + 1}: {figures}", file=sys.stderr, flush=True)
+        shared = {"blocks": blocks, **{name: getattr(arguments, name) for name in kept}}
+        variants = {name: as_options({"variant": name, **shared}) for name in arguments.variants.split(",")}
+        results = run_in_turns(__file__, variants, rounds=arguments.rounds, cpu=arguments.cpu)
     if arguments.json:
         print(json.dumps(results))
     else:
@@ -84,13 +81,6 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _spawn(arguments: argparse.Namespace, variant: str, blocks: Path) -> dict[str, float]:
-    options = ["--variant", variant, "--blocks", str(blocks)]
-    for name in ("teacher", "text", "layers", "hidden", "intermediate", "heads", "kv_heads", "warm_up", "remat"):
-        options += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-    return run_pinned(__file__, options, cpu=arguments.cpu)
-
-
 def _print(results: dict[str, list[dict[str, float]]]) -> None:
     """Medians over the rounds, and what the first variant's are of the others'."""
     medians = {
@@ -109,20 +99,19 @@ class _Meter:
 
     def __init__(self) -> None:
         self._libraries = _resident("VmRSS")
-        self._before = 0.0
 
-    def time(self, step: Callable[[np.ndarray], Any], blocks: np.ndarray, *, warm_up: int) -> dict[str, float]:
+    def time(self, step: Callable[[np.ndarray], float], blocks: np.ndarray, *, warm_up: int) -> dict[str, float]:
         """Run `step`, which waits for its result and returns the loss, on every block [B, S]."""
-        loss = 0.0
-        for index, block in enumerate(blocks):
-            if index == warm_up:
-                self._before = _resident("VmHWM")
-                Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from what is resident now
-                self._wall, self._cpu = time.perf_counter(), time.process_time()
-            loss = float(step(block))
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        for block in blocks[:warm_up]:
+            step(block)
+        before = _resident("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from what is resident now
+        loss, watch = 0.0, Stopwatch()
+        for block in blocks[warm_up:]:
+            loss = step(block)
+        wall, cpu = watch.read()
         tokens, steps = blocks[warm_up:].size, _resident("VmHWM")
-        peak = max(self._before, steps)
+        peak = max(before, steps)
         return {
             "tokens_per_s": round(tokens / wall, 1),
             "tokens_per_cpu_s": round(tokens / cpu, 1),
@@ -220,7 +209,7 @@ def _measure_jax(arguments: argparse.Namespace) -> dict[str, float]:
         nonlocal state
         state, metrics = step(state, taught, _batch(block))
         total, count = jax.device_get(metrics["loss"])
-        return total / count
+        return float(total / count)
 
     return meter.time(advance, blocks, warm_up=arguments.warm_up)
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.bench.processors import run_pinned
+from jaxdistill.bench.processors import as_options, run_in_turns
+from jaxdistill.bench.spread import spread
 
 VARIANTS = ("online", "cached", "four")
 STUDENTS = {"online": 1, "cached": 1, "four": 4}
@@ -53,20 +52,18 @@ def main() -> None:
     if arguments.variant:
         print(json.dumps(measure(arguments)))
         return
-    found: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for turn in range(arguments.rounds):
-        for variant in VARIANTS:
-            options = ["--variant", variant, "--teacher", str(arguments.teacher), "--data", str(arguments.data)]
-            for name in ("batch_size", "rows", "examples"):
-                options += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-            figures = run_pinned(__file__, options, cpu=arguments.cpu)
-            found[variant].append(figures["cpu_ms_per_example"])
-            print(f"# {variant} round {turn + 1}: {figures}", file=sys.stderr, flush=True)
-    online = statistics.median(found["online"])
-    for variant, values in found.items():
-        middle = statistics.median(values)
-        low, high = min(values), max(values)
-        print(f"{variant:8} {middle:8.3f} CPU-ms an example ({low:.3f} to {high:.3f})   {online / middle:5.1f}×")
+    shared = {name: getattr(arguments, name) for name in ("teacher", "data", "batch_size", "rows", "examples")}
+    variants = {variant: as_options({"variant": variant, **shared}) for variant in VARIANTS}
+    results = run_in_turns(__file__, variants, rounds=arguments.rounds, cpu=arguments.cpu)
+    found = {
+        variant: spread([figures["cpu_ms_per_example"] for figures in rounds]) for variant, rounds in results.items()
+    }
+    for variant, each in found.items():
+        faster = found["online"]["median"] / each["median"]
+        print(
+            f"{variant:8} {each['median']:8.3f} CPU-ms an example ({each['min']:.3f} to {each['max']:.3f})   "
+            f"{faster:5.1f}×"
+        )
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.bench.processors import Stopwatch, run_pinned
+from jaxdistill.bench.processors import Stopwatch, as_options, run_in_turns
 from jaxdistill.bench.spread import ratio
 
 SHAPES = {"L6H384": (6, 384, 12, 1536), "mini": (4, 256, 4, 1024), "tiny": (2, 128, 2, 512), "femto": (2, 50, 2, 200)}
@@ -47,14 +47,14 @@ def main() -> None:
         measure = _measure_jax if arguments.variant == "jaxdistill" else _measure_torch
         print(json.dumps(measure(arguments)))
         return
+    names = (arguments.variants or ",".join(SAME_SHAPES if arguments.length else VARIANTS)).split(",")
+    kept = ("teacher", "teacher_shape", "data", "batch_size", "dropout", "length", "seconds")
+    shared = {name: getattr(arguments, name) for name in kept}
     results: dict[str, dict[str, list[Figures]]] = {}
-    variants = (arguments.variants or ",".join(SAME_SHAPES if arguments.length else VARIANTS)).split(",")
     for student in arguments.students.split(","):
-        for turn in range(arguments.rounds):
-            for variant in variants:
-                figures = _spawn(arguments, variant, student)
-                results.setdefault(student, {}).setdefault(variant, []).append(figures)
-                print(f"# {student} {variant} round {turn + 1}: {figures}", file=sys.stderr, flush=True)
+        print(f"# {student}", file=sys.stderr, flush=True)
+        variants = {name: as_options({"variant": name, "student": student, **shared}) for name in names}
+        results[student] = run_in_turns(__file__, variants, rounds=arguments.rounds, cpu=arguments.cpu)
     if arguments.json:
         print(json.dumps(results))
     else:
@@ -78,14 +78,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cpu", type=int, default=0, help="the processor every variant is pinned to")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
-
-
-def _spawn(arguments: argparse.Namespace, variant: str, student: str) -> Figures:
-    options = ["--variant", variant, "--student", student]
-    for name in ("teacher", "teacher_shape", "data", "batch_size", "dropout", "length", "seconds"):
-        if (value := getattr(arguments, name)) is not None:
-            options += [f"--{name.replace('_', '-')}", str(value)]
-    return run_pinned(__file__, options, cpu=arguments.cpu)
 
 
 def _print(results: dict[str, dict[str, list[Figures]]]) -> None:

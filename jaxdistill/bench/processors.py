@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdistill.errors import UserError
@@ -54,6 +54,28 @@ def run_pinned(script: str, arguments: Sequence[str], *, cpu: int) -> dict[str, 
     finally:
         os.sched_setaffinity(0, allowed)
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_in_turns(
+    script: str, variants: Mapping[str, Sequence[str]], *, rounds: int, cpu: int
+) -> dict[str, list[dict[str, Any]]]:
+    """`run_pinned` for each variant (its arguments by its name), once a round; what each printed, round by round.
+
+    A machine whose speed drifts then slows all of them. Every turn is said on stderr when it is over.
+    """
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    for turn in range(rounds):
+        for variant, arguments in variants.items():
+            figures = run_pinned(script, arguments, cpu=cpu)
+            found[variant].append(figures)
+            print(f"# {variant} round {turn + 1}: {figures}", file=sys.stderr, flush=True)
+    return found
+
+
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    """Values by name as argparse reads them; None is left out."""
+    given = {name.replace("_", "-"): str(value) for name, value in values.items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name}", value)]
 
 
 def _environment(processors: int) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdistill.bench.processors import run_pinned
+from jaxdistill.bench.processors import as_options, run_in_turns, run_pinned
 from jaxdistill.errors import UserError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
@@ -31,6 +31,15 @@ def test_a_script_runs_on_one_processor_with_one_thread(tmp_path: Path):
     assert found["threads"] == "1"
     assert "intra_op_parallelism_threads=1" in found["flags"]
     assert found["given"] == ["--a", "1"]
+
+
+def test_variants_of_a_script_take_turns(tmp_path: Path):
+    script = tmp_path / "report.py"
+    script.write_text(f"{REPORT}open({str(tmp_path / 'log')!r}, 'a').write(sys.argv[2])")
+    variants = {name: as_options({"variant": name, "kv_heads": 2, "length": None}) for name in ("a", "b")}
+    found = run_in_turns(str(script), variants, rounds=2, cpu=max(os.sched_getaffinity(0)))
+    assert (tmp_path / "log").read_text() == "abab"
+    assert [each["given"] for each in found["b"]] == [["--variant", "b", "--kv-heads", "2"]] * 2
 
 
 def test_pinning_loads_nothing_that_counts_processors_and_refuses_what_is_not_there():
