@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jaxdistill.config.defaults import stage_data
-from jaxdistill.config.loss_schema import DivergenceTerm, FeatureTermConfig, Schedule, TermConfig
+from jaxdistill.config.loss_schema import (
+    DivergenceTerm,
+    FeatureTermConfig,
+    Schedule,
+    TeacherlessTermConfig,
+    TermConfig,
+)
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem
-from jaxdistill.config.recipes import stage_phases
+from jaxdistill.config.recipes import counts, stage_phases
 from jaxdistill.config.schema import Run, StageConfig
 
 _KINDS = {"classification": ("memory", "disk"), "causal_lm": ("disk",)}
@@ -35,7 +41,7 @@ def cache_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Prob
         reason = _WHY_NOT.get(task, f"and data.task is {task}, for which there is no cache; write off")
         yield Problem(own if stage.teacher_cache else ("teacher_cache",), f"got '{kind}', {reason}")
         return
-    terms = [term for phase in stage_phases(stage, has_teacher=True) for term in phase.terms if _counts(term)]
+    terms = [term for phase in stage_phases(stage, has_teacher=True) for term in phase.terms if counts(term)]
     features = [term.type for term in terms if isinstance(term, FeatureTermConfig)]
     if features:
         message = f"{kind} keeps a teacher's logits, and {' and '.join(dict.fromkeys(features))} of the loss read more"
@@ -52,7 +58,7 @@ def _top_k_problems(run: Run, stage: StageConfig, terms: list[TermConfig], path:
     if isinstance(stage.teacher, tuple) and len(stage.teacher) > 1:
         message = f"got 'disk', but the stage has {len(stage.teacher)} teachers"
         yield Problem(path, f"{message}, and what several most probable tokens have in common is not known; write off")
-    against = [term for term in terms if term.type not in ("cross_entropy", "z_loss")]
+    against = [term for term in terms if not isinstance(term, TeacherlessTermConfig)]
     other = [term.type for term in against if term.type != "forward_kl"]
     if other:
         message = f"disk keeps a language model's most probable tokens, of which {' and '.join(dict.fromkeys(other))}"
@@ -72,8 +78,3 @@ def loss_temperatures(terms: tuple[TermConfig, ...]) -> tuple[float, ...]:
             written = term.temperature
             found |= set(written.values) if isinstance(written, Schedule) else {float(written)}
     return tuple(sorted(found))
-
-
-def _counts(term: TermConfig) -> bool:
-    """Whether the term ever has a weight."""
-    return any(term.weight.extremes) if isinstance(term.weight, Schedule) else term.weight > 0

@@ -16,12 +16,12 @@ from jaxdistill.config.loss_schema import (
     RelationTerm,
     Schedule,
     SimilarityTerm,
+    TeacherlessTermConfig,
     TermConfig,
-    ZLossTerm,
 )
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
-from jaxdistill.config.recipes import PHASED, PRESETS, Phase, stage_phases, written_phases
+from jaxdistill.config.recipes import PHASED, PRESETS, Phase, counts, stage_phases, written_phases
 from jaxdistill.config.schema import Run, StageConfig
 
 _RANGES = {
@@ -55,12 +55,12 @@ def _one_loss_problems(run: Run, phase: Phase, path: KeyPath) -> Iterator[Proble
             yield Problem((*loss, "preset"), message)
             return
         yield from _preset_problems(stage.loss, loss, has_teacher=has_teacher)
-    if not any(_counts(term) for term in terms):
+    if not any(counts(term) for term in terms):
         yield Problem(loss, "all weights are 0, so nothing would be learned; give a term a weight above 0")
     written = isinstance(stage.loss, tuple) and (phase.name is None or len(phase.path) > 1)
     for position, term in enumerate(terms):
         own = (*loss, position) if written else loss
-        if written and not has_teacher and not isinstance(term, CrossEntropyTerm | ZLossTerm):
+        if written and not has_teacher and not isinstance(term, TeacherlessTermConfig):
             message = f"{term.type} needs a teacher, and the stage has none (teacher: null); use cross_entropy"
             yield Problem((*own, "type"), message)
         yield from _term_problems(term, run, stage, own)
@@ -115,11 +115,6 @@ def _phase_problems(stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
                 yield Problem((*path, "train", "warmup"), f"{message}; write a share of the steps (below 1)")
 
 
-def _counts(term: TermConfig) -> bool:
-    """Whether the term ever has a weight."""
-    return any(term.weight.extremes) if isinstance(term.weight, Schedule) else term.weight > 0
-
-
 def _preset_problems(loss: PresetConfig, path: KeyPath, *, has_teacher: bool) -> Iterator[Problem]:
     if not has_teacher:
         message = f"preset '{loss.preset}' needs a teacher, and the stage has none (teacher: null)"
@@ -164,7 +159,7 @@ def _span_problems(term: TermConfig, task: str, path: KeyPath) -> Iterator[Probl
 
 def _together_problems(term: TermConfig, run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
     """Of a term with how the stage is computed."""
-    if not isinstance(term, CoupledTermConfig) or not _counts(term) or stage.teacher is None:
+    if not isinstance(term, CoupledTermConfig) or not counts(term) or stage.teacher is None:
         return
     what = f"{term.type} compares the examples of a batch with one another"
     if stage.train.accumulate > 1:

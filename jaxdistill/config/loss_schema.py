@@ -272,6 +272,8 @@ FeatureTermConfig = LayeredTermConfig | EmbeddingTerm | CosineTerm | Contrastive
 """Terms that read what lies between a model's input and its logits."""
 ProjectableTermConfig = HiddenStateTerm | EmbeddingTerm | CosineTerm | PatientTerm | ContrastiveTerm
 """Terms that compare vectors of one width, or project the student's to it."""
+TeacherlessTermConfig = CrossEntropyTerm | ZLossTerm
+"""Terms that compare the student with no teacher."""
 CoupledTermConfig = CorrelationTerm | SimilarityTerm | ContrastiveTerm
 """Terms that are no sum over examples: they compare the examples of a batch with one another."""
 

@@ -21,6 +21,7 @@ from jaxdistill.config.loss_schema import (
     PhaseConfig,
     PresetConfig,
     RelationTerm,
+    Schedule,
     TermConfig,
 )
 from jaxdistill.config.schema import StageConfig, TrainConfig
@@ -129,6 +130,11 @@ def expand_loss(loss: LossConfig | None, *, has_teacher: bool) -> tuple[TermConf
         return tuple(item for item in loss if not isinstance(item, PhaseConfig))
     terms = () if loss.preset in PHASED else _preset(loss.preset, **_numbers(loss))
     return tuple(term for term in terms if term.weight)
+
+
+def counts(term: TermConfig) -> bool:
+    """Whether the term ever has a weight."""
+    return any(term.weight.extremes) if isinstance(term.weight, Schedule) else term.weight > 0
 
 
 def _numbers(loss: PresetConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from jaxdistill.config.loss_schema import CrossEntropyTerm, Schedule, TermConfig, ZLossTerm
+from jaxdistill.config.loss_schema import CrossEntropyTerm, Schedule, TeacherlessTermConfig, TermConfig, ZLossTerm
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
 from jaxdistill.config.recipes import stage_phases
@@ -64,7 +64,7 @@ def _variant(stage: StageConfig, terms: tuple[TermConfig, ...], numbers: dict[st
 def _with_numbers(term: TermConfig, numbers: dict[str, Any]) -> TermConfig:
     """A term with the swept temperature and weight in it; cross-entropy has what the distillation term leaves."""
     changes: dict[str, Any] = {}
-    against_teacher = not isinstance(term, CrossEntropyTerm | ZLossTerm)
+    against_teacher = not isinstance(term, TeacherlessTermConfig)
     if "temperature" in numbers and against_teacher and hasattr(term, "temperature"):
         changes["temperature"] = float(numbers["temperature"])
     if "kd_weight" in numbers and not isinstance(term, ZLossTerm):
@@ -91,12 +91,12 @@ def sweep_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Prob
     if run.parallel.strategy == "pmap" or run.parallel.fsdp != 1 or run.parallel.tensor != 1:
         message = "students of a sweep are whole on every device; write parallel.strategy: jit and fsdp, tensor: 1"
         yield Problem(own, message)
-    phases = stage_phases(stage, has_teacher=stage.teacher is not None)
-    if len(phases) > 1:
+    phase, *later = stage_phases(stage, has_teacher=stage.teacher is not None)
+    if later:
         yield Problem(own, "the loss has phases; sweep a stage for each of them")
         return
-    terms = [term for phase in phases for term in phase.terms]
-    against = [term for term in terms if not isinstance(term, CrossEntropyTerm | ZLossTerm)]
+    terms = phase.terms
+    against = [term for term in terms if not isinstance(term, TeacherlessTermConfig)]
     for key in ("temperature", "kd_weight"):
         if key in lists and stage.teacher is None:
             yield Problem((*own, key), "the stage has no teacher; remove it")
@@ -123,10 +123,6 @@ def _list_problems(sweep: SweepConfig, lists: dict[str, tuple[float, ...]], path
         yield Problem(
             path, f"{count} combinations, which one step would train at the same time; expected {MOST} at most"
         )
-    if (
-        len(sweep.kd_weight) > 0
-        and all(weight in (0.0, 1.0) for weight in sweep.kd_weight)
-        and len(sweep.kd_weight) > 1
-    ):
+    if set(sweep.kd_weight) == {0.0, 1.0}:
         message = "got 0 and 1 alone, which have no term in common; give one between, or a stage for each"
         yield Problem((*path, "kd_weight"), message)
