@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
@@ -66,8 +67,9 @@ def _run_problems(run: Run) -> Iterator[Problem]:
     if cache is not None and (reason := unusable_directory(cache)):
         message = f"got {shown(cache)}, which {reason}; expected a directory to write in"
         yield Problem(("disk_cache", "directory"), message)
-    if run.parallel.data == 0:
-        yield Problem(("parallel", "data"), "got 0; expected a number of devices, or -1 for whatever is left")
+    for axis in ("data", "fsdp", "tensor"):
+        if getattr(run.parallel, axis) == 0:
+            yield Problem(("parallel", axis), "got 0; expected a number of devices, or -1 for whatever is left")
     first: dict[str, int] = {}
     for index, stage in enumerate(run.stages):
         if stage.name == PREVIOUS:
@@ -144,26 +146,11 @@ _READERS: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 def _task_problems(run: Run) -> Iterator[Problem]:
-    """Keys that only other tasks read, written with other values than they have anyway."""
-    task, neutral = run.data.task, DataConfig()
-    for readers, keys in _READERS.items():
-        for key in keys if task not in readers else ():
-            if getattr(run.data, key) != getattr(neutral, key):
-                who = " and ".join(filter(None, (", ".join(readers[:-1]), readers[-1])))
-                verb = "reads" if len(readers) == 1 else "read"
-                yield Problem(("data", key), f"only {who} {verb} it, and data.task is {task}; remove it")
-    if task == "question_answering":
-        yield from _window_problems(run.data)
-    if isinstance(run.data.text, PromptConfig) and task != "causal_lm":
-        yield Problem(
-            ("data", "text"), f"prompt and completion are for causal_lm, data.task is {task}; expected a list"
-        )
-    if task in PACKINGS and len(run.data.columns) == 2 and not isinstance(run.data.text, PromptConfig):
-        prompted = ", or {prompt: COLUMN, completion: COLUMN}" if task == "causal_lm" else ""
-        yield Problem(("data", "text"), f"got two columns; expected one{prompted}")
-    if task == "masked_lm":
-        yield from _masking_problems(run.data)
+    """Of the task with the run's data, and with each stage's own keys."""
+    task = run.data.task
+    yield from _key_problems(run.data, task, ("data",), {field.name for field in dataclasses.fields(DataConfig)})
     for index, stage in enumerate(run.stages):
+        yield from _key_problems(stage_data(run, stage), task, ("stages", index, "data"), set(stage.data or ()))
         if task in ("token_classification", "question_answering") and stage_data(run, stage).batching == "packed":
             own = "batching" in (stage.data or {})
             where: KeyPath = ("stages", index, "data", "batching") if own else ("data", "batching")
@@ -172,21 +159,42 @@ def _task_problems(run: Run) -> Iterator[Problem]:
             yield Problem(("stages", index, "data", "task"), f"all stages of a run have one task, data.task: {task}")
 
 
-def _window_problems(data: DataConfig) -> Iterator[Problem]:
+def _key_problems(data: DataConfig, task: str, path: KeyPath, keys: set[str]) -> Iterator[Problem]:
+    """Of the keys written at a path: those that only other tasks read, and values that do not suit the task."""
+    neutral = DataConfig()
+    for readers, read in _READERS.items():
+        for key in read if task not in readers else ():
+            if key in keys and getattr(data, key) != getattr(neutral, key):
+                who = " and ".join(filter(None, (", ".join(readers[:-1]), readers[-1])))
+                verb = "reads" if len(readers) == 1 else "read"
+                yield Problem((*path, key), f"only {who} {verb} it, and data.task is {task}; remove it")
+    if "text" in keys and isinstance(data.text, PromptConfig) and task != "causal_lm":
+        message = f"prompt and completion are for causal_lm, data.task is {task}; expected a list"
+        yield Problem((*path, "text"), message)
+    elif "text" in keys and task in PACKINGS and len(data.columns) == 2 and not isinstance(data.text, PromptConfig):
+        prompted = ", or {prompt: COLUMN, completion: COLUMN}" if task == "causal_lm" else ""
+        yield Problem((*path, "text"), f"got two columns; expected one{prompted}")
+    if task == "question_answering" and not keys.isdisjoint(("doc_stride", "max_length")):
+        yield from _window_problems(data, path)
+    if task == "masked_lm" and not keys.isdisjoint(("masking", "packing")):
+        yield from _masking_problems(data, path)
+
+
+def _window_problems(data: DataConfig, path: KeyPath) -> Iterator[Problem]:
     """Windows that would not get further through their context."""
     if data.max_length is not None and data.doc_stride >= data.max_length - 4:  # a question and its special tokens
         message = f"windows of {data.max_length} tokens (data.max_length) cannot share {data.doc_stride} tokens"
-        yield Problem(("data", "doc_stride"), f"{message}; expected less, such as {data.max_length // 3}")
+        yield Problem((*path, "doc_stride"), f"{message}; expected less, such as {data.max_length // 3}")
 
 
-def _masking_problems(data: DataConfig) -> Iterator[Problem]:
+def _masking_problems(data: DataConfig, path: KeyPath) -> Iterator[Problem]:
     masking = data.masking
     if masking.mask + masking.random > 1 + 1e-9:
         message = f"mask and random add up to {masking.mask + masking.random:g}; expected shares of at most 1 together"
-        yield Problem(("data", "masking"), message)
+        yield Problem((*path, "masking"), message)
     if data.packing == "concat":
         message = "got 'concat', which cuts what a masked language model's separators enclose"
-        yield Problem(("data", "packing"), f"{message}; expected first_fit, which fills rows as well, or none")
+        yield Problem((*path, "packing"), f"{message}; expected first_fit, which fills rows as well, or none")
 
 
 def _source_problems(data: DataConfig, path: KeyPath, keys: set[str] | None) -> Iterator[Problem]:

@@ -233,6 +233,7 @@ CASES = {
         "output_dir: got '~nobody-here/x', which names a home directory",
     ),
     "no devices": (run(parallel={"data": 0}), "parallel.data: got 0; expected a number of devices"),
+    "none to share with": (run(parallel={"tensor": 0}), "parallel.tensor: got 0; expected a number of devices"),
     "no vocabulary": (run(tokenizer=None), "tokenizer: missing, and no given teacher or pretrained student brings one"),
 }
 

@@ -54,6 +54,21 @@ CASES = {
         run(TEACHER, data=DATA | {"masking": {"whole_words": True}}),
         "data.masking: only masked_lm reads it, and data.task is classification; remove it",
     ),
+    "masks in a stage of a classifier": (
+        run(TEACHER, stage("b", data={"masking": {"whole_words": True}})),
+        "stages.1.data.masking: only masked_lm reads it, and data.task is classification; remove it",
+    ),
+    "more masked in a stage than there is": (
+        run(stage("a", teacher=None, data={"masking": {"random": 0.5}}), data=DATA | {"task": "masked_lm"}),
+        "stages.0.data.masking: mask and random add up to 1.3; expected shares of at most 1 together",
+    ),
+    "windows of a stage that get no further": (
+        run(
+            stage("a", teacher=None, data={"doc_stride": 40, "max_length": 32}),
+            data=DATA | {"task": "question_answering"},
+        ),
+        "stages.0.data.doc_stride: windows of 32 tokens (data.max_length) cannot share 40 tokens",
+    ),
     "masked tokens kept in memory": (
         run(TEACHER, stage("student"), data=DATA | {"task": "masked_lm"}, teacher_cache="memory"),
         "teacher_cache: got 'memory', but the teacher's input is masked anew in every epoch, and nothing it said would "
