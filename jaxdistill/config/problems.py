@@ -29,9 +29,9 @@ _EXPECTED = {
 }
 
 _REQUIRED = {
-    "data": "{train: {path: FILE}, ...}",
-    "stages": "a list of stages",
-    "train": "{epochs: N, ...} or {steps: N, ...}",
+    ("Run", "data"): "{train: {path: FILE}, ...}",
+    ("Run", "stages"): "a list of stages",
+    ("StageConfig", "train"): "{epochs: N, ...} or {steps: N, ...}",
 }
 
 
@@ -172,13 +172,16 @@ def _tagged(kind: Any, item: str | int) -> Any:
 
 def _member_for(kind: Any, value: Any) -> Any:
     """The member of a union that a value of this kind was meant for, if there is one."""
-    for member in _members(kind):
+    members = _members(kind)
+    for member in members:
         origin = typing.get_origin(member)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(member):
             return member
         if isinstance(value, list | tuple) and origin is tuple:
             return member
-        if isinstance(value, str) and (member is str or origin is Literal):
+        if isinstance(value, str) and (member is str or (origin is Literal and int not in members)):
+            return member
+        if isinstance(value, int) and not isinstance(value, bool) and member is int:
             return member
     return None
 
@@ -190,6 +193,8 @@ def _is_label_of(item: str | int, member: Any) -> bool:
         return str(item).startswith("tuple[")
     if origin is Literal:
         return str(item).startswith("literal[")
+    if member is int:  # by its validators
+        return str(item).startswith(("int", "function-"))
     return item == member.__name__
 
 
@@ -224,7 +229,8 @@ def _wording(entry: Any, place: _Place) -> str | None:
         hint = did_you_mean(str(place.path[-1]), keys) or f"; expected one of {', '.join(keys)}"
         return f"unknown key, got {shown(value)}{hint}"
     if code == "missing":
-        return f"missing; expected {_REQUIRED.get(str(place.path[-1])) or describe(place.type)}"
+        required = _REQUIRED.get((getattr(place.owner, "__name__", ""), str(place.path[-1])))
+        return f"missing; expected {required or describe(place.type)}"
     if code == "union_tag_not_found":
         return f"got {shown(value)}, which has no type; expected type to be one of {', '.join(_tags(place.type))}"
     if code == "union_tag_invalid":

@@ -85,6 +85,16 @@ def with_value(path: str, value: object) -> dict:
         ("seed", 2**32, "seed: got 4294967296; expected an integer less than 4294967296"),
         ("stages.1.repeat", {"seeds": [2**70]}, "stages.1.repeat.seeds.0: got 1180591620717411303424; expected an int"),
         ("stages.1.train.steps", 10**19, "stages.1.train.steps: got 10000000000000000000; expected an integer less"),
+        (
+            "stages.1.train.steps_per_dispatch",
+            0,
+            "stages.1.train.steps_per_dispatch: got 0; expected an integer greater",
+        ),
+        (
+            "stages.1.train.steps_per_dispatch",
+            "often",
+            "stages.1.train.steps_per_dispatch: got 'often'; expected 'auto' or an integer",
+        ),
         ("data", [], "data: got an empty list; expected a mapping"),
         ("data.text", "sentence", "data.text: got 'sentence'; expected a list or a mapping (keys: prompt, completion)"),
         ("data.text", [], "data.text: got an empty list; expected at least 1 item(s)"),
