@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,25 @@ import typer
 from typer.core import TyperGroup
 
 import jaxdistill
-from jaxdistill.cli.arguments import BatchSize, Debug, Json, MaxLength, ModelArgument, Revision, Truncate, examples
+from jaxdistill.cli.arguments import (
+    BatchSize,
+    ConfigArgument,
+    Debug,
+    Json,
+    MaxLength,
+    ModelArgument,
+    OutputDir,
+    Overrides,
+    Revision,
+    Truncate,
+    examples,
+)
+from jaxdistill.cli.beginning import begin
 from jaxdistill.cli.caches import cache
 from jaxdistill.cli.failures import BROKEN_PIPE, INTERRUPTED, report_failure, silence_stdout
 from jaxdistill.cli.measuring import bench
 from jaxdistill.cli.planning import plan
 from jaxdistill.cli.terminal import open_console, print_json
-from jaxdistill.host_memory import keep_freed_memory
 
 
 class _Group(TyperGroup):
@@ -74,16 +85,12 @@ def _root(
 
 @app.command(epilog=examples("jaxdistill run configs/quickstart.yaml stages.1.train.learning_rate=3e-4"))
 def run(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to set, with dotted keys.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: Overrides = None,
     check: Annotated[
         bool, typer.Option("--check", help="Print the chain, run one compiled step of each stage, and stop.")
     ] = False,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Run directory (default: output_dir of the config, or runs/NAME).")
-    ] = None,
+    output_dir: OutputDir = None,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
     debug: Debug = False,
@@ -92,18 +99,10 @@ def run(
 
     Started once on every host of a Slurm, TPU, GKE or Open MPI job, the processes find each other and train as one.
     """
-    overrides = list(overrides or ())
-    if output_dir is not None:
-        overrides.append(f"output_dir={json.dumps(str(output_dir))}")
-    from jaxdistill.config import load_run
-
-    loaded = load_run(config, overrides)
-    keep_freed_memory()  # before numpy and jax are imported
+    loaded, console = begin(config, overrides, output_dir, stderr=as_json, quiet=quiet)
     from jaxdistill import stages
-    from jaxdistill.parallel.distributed import is_lead_host, start
+    from jaxdistill.parallel.distributed import is_lead_host
 
-    start()
-    console = open_console(stderr=as_json, quiet=quiet or not is_lead_host())
     result = stages.check(loaded, console=console) if check else stages.execute(loaded, console=console).to_dict()
     if as_json and is_lead_host():
         print_json(result)

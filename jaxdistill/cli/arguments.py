@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to set, with dotted keys.")]
+OutputDir = Annotated[
+    Path | None, typer.Option(help="Run directory (default: output_dir of the config, or runs/NAME).")
+]
 
 ModelArgument = Annotated[
     str,

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxdistill.cli.arguments import Debug, Json
-from jaxdistill.cli.terminal import open_console, print_json
-from jaxdistill.host_memory import keep_freed_memory
+from jaxdistill.cli.arguments import ConfigArgument, Debug, Json, OutputDir, Overrides
+from jaxdistill.cli.beginning import begin
+from jaxdistill.cli.terminal import print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def cache(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to set, with dotted keys.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: Overrides = None,
     stage: Annotated[str | None, typer.Option(help="Only the cache of this stage (default: of all).")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew what is there, stale or damaged too.")] = False,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Run directory (default: output_dir of the config, or runs/NAME).")
-    ] = None,
+    output_dir: OutputDir = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -36,18 +30,10 @@ def cache(
     every position. `run` does the same when a cache is missing; this does it ahead, on another machine if need be. The
     same command continues what was killed. Prints where each cache is, its size, and its KL from the whole teacher.
     """
-    overrides = list(overrides or ())
-    if output_dir is not None:
-        overrides.append(f"output_dir={json.dumps(str(output_dir))}")
-    from jaxdistill.config import load_run
-
-    loaded = load_run(config, overrides)
-    keep_freed_memory()  # before numpy and jax are imported
+    loaded, console = begin(config, overrides, output_dir, stderr=as_json)
     from jaxdistill import stages
-    from jaxdistill.parallel.distributed import is_lead_host, start
+    from jaxdistill.parallel.distributed import is_lead_host
 
-    start()
-    console = open_console(stderr=as_json, quiet=not is_lead_host())
     rows = stages.build_caches(loaded, stage=stage, rebuild=rebuild, console=console)
     if as_json and is_lead_host():
         print_json({"caches": rows})

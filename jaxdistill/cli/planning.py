@@ -7,15 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxdistill.cli.arguments import Debug, Json
+from jaxdistill.cli.arguments import ConfigArgument, Debug, Json, Overrides
 from jaxdistill.cli.terminal import open_console, print_json
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to set, with dotted keys.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: Overrides = None,
     target: Annotated[
         str,
         typer.Option(
