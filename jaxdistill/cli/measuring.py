@@ -124,14 +124,11 @@ def _bench_run(
         changes.insert(0, [])
     base = load_run(config, overrides)
     runs = [_varied(config, overrides, change) if change else base for change in changes]
-    keep_freed_memory()  # before numpy and jax are imported
-    from jaxdistill import data
+    _prepare()
     from jaxdistill.bench.restart import first_step_seconds
     from jaxdistill.bench.tables import print_stages, stages_chart
     from jaxdistill.bench.throughput import Variant, bench_stages
-    from jaxdistill.parallel import use_compilation_cache
 
-    use_compilation_cache(data.default_cache_dir() / "compiled")
     variants = [
         Variant(" ".join(change) or AS_CONFIGURED, (*overrides, *change), run)
         for change, run in zip(changes, runs, strict=True)
@@ -169,27 +166,30 @@ def _bench_models(
     console: Console,
 ) -> tuple[dict[str, Any], str]:
     """Measurements of models, and their chart."""
-    keep_freed_memory()
-    from jaxdistill import data
+    sizes = _numbers("--batch-sizes", batch_sizes, least=1) if batch_sizes else (1, 8, 32)
+    tokens = _numbers("--lengths", lengths, least=3) if lengths else None
+    _prepare()
     from jaxdistill.bench.inference import CALLS, bench_inference
     from jaxdistill.bench.models import find_models, record
     from jaxdistill.bench.tables import inference_chart, print_inference
-    from jaxdistill.parallel import use_compilation_cache
 
-    use_compilation_cache(data.default_cache_dir() / "compiled")
     models = find_models(sources)
     result = bench_inference(
-        models,
-        batch_sizes=_numbers("--batch-sizes", batch_sizes, least=1) if batch_sizes else (1, 8, 32),
-        lengths=_numbers("--lengths", lengths, least=3) if lengths else None,
-        calls=calls or CALLS,
-        repeats=repeats,
-        console=console,
+        models, batch_sizes=sizes, lengths=tokens, calls=calls or CALLS, repeats=repeats, console=console
     )
     for path in record(models, result):
         console.print(f"written into {path}", highlight=False)
     print_inference(result, console)
     return result, inference_chart(result)
+
+
+def _prepare() -> None:
+    """What has to be set before NumPy and JAX are imported, and before anything is compiled."""
+    keep_freed_memory()
+    from jaxdistill import data
+    from jaxdistill.parallel import use_compilation_cache
+
+    use_compilation_cache(data.default_cache_dir() / "compiled")
 
 
 def _words(text: str) -> list[str]:

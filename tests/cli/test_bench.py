@@ -137,6 +137,7 @@ def test_variants_take_turns_and_are_compared_with_the_first(jaxdistill, config)
         (["--cpus", "99999"], "no such processor"),
         (["--lengths", "8"], "--lengths means nothing"),
         (["--inference", "--stage", "small"], "--stage means nothing"),
+        (["--inference", "--batch-sizes", "0,x"], "--batch-sizes: '0,x'"),
         (["nonsense"], "nonsense"),
     ],
 )
