@@ -1,17 +1,20 @@
-"""What was measured, as tables for a terminal and as a chart."""
+"""What was measured, as tables for a terminal and as a chart.
+
+Names are `Text`: in a str, rich would read an override's [brackets] as markup.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxdistill.bench.bars import Bar, bar_chart
 from jaxdistill.bench.spread import Spread
-from jaxdistill.report.table import byte_size, compact
+from jaxdistill.report.table import byte_size, compact, text_table
 
 
 def print_stages(result: Mapping[str, Any], console: Console) -> None:
@@ -50,7 +53,7 @@ def print_inference(result: Mapping[str, Any], console: Console) -> None:
     console.print(_models_table(result["models"]))
     language = result["task"] == "causal_lm"
     for batch, length in result["shapes"]:
-        table = _table(f"batch {batch} × {length} tokens", left=("model",))
+        table = text_table(f"batch {batch} × {length} tokens", left=("model",))
         for title in (
             "p50 ms",
             "p95 ms",
@@ -64,7 +67,7 @@ def print_inference(result: Mapping[str, Any], console: Console) -> None:
             cell = next(cell for cell in model["cells"] if (cell["batch"], cell["length"]) == (batch, length))
             kind = "tokens" if language else "examples"
             table.add_row(
-                model["name"],
+                Text(model["name"]),
                 f"{cell['p50_ms']:.3f}",
                 f"{cell['p95_ms']:.3f}",
                 _ranged(cell[f"{kind}_per_second"], "{:,.0f}".format),
@@ -87,12 +90,12 @@ def inference_chart(result: Mapping[str, Any]) -> str:
 
 def _rates_table(stage: Mapping[str, Any], repeats: int) -> Table:
     title = f"{stage['stage']}: median of {repeats} turns of {stage['steps']} steps (least – greatest)"
-    table = _table(title, left=("variant",))
+    table = text_table(title, left=("variant",))
     for heading in ("examples/s", "… a CPU-second", "real tokens/s", "step ms"):
         table.add_column(heading, justify="right")
     for row in stage["variants"]:
         table.add_row(
-            row["variant"],
+            Text(row["variant"]),
             _ranged(row["examples_per_second"], "{:,.1f}".format),
             _ranged(row["examples_per_cpu_second"], "{:,.1f}".format),
             _ranged(row["tokens_per_second"], "{:,.0f}".format),
@@ -102,7 +105,7 @@ def _rates_table(stage: Mapping[str, Any], repeats: int) -> Table:
 
 
 def _work_table(stage: Mapping[str, Any]) -> Table:
-    table = _table("what is done with it", left=("variant",))
+    table = text_table("what is done with it", left=("variant",))
     headings = (
         "real tokens",
         "GFLOP a step",
@@ -116,7 +119,7 @@ def _work_table(stage: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for row in stage["variants"]:
         table.add_row(
-            row["variant"],
+            Text(row["variant"]),
             f"{row['real_token_share']:.1%}",
             f"{row['flops']['step'] / 1e9:,.4g}",
             f"{row['flops_per_second']['median'] / 1e9:,.4g}",
@@ -129,24 +132,24 @@ def _work_table(stage: Mapping[str, Any]) -> Table:
 
 
 def _comparison_table(stage: Mapping[str, Any]) -> Table:
-    table = _table("times the first variant's", left=("variant",))
+    table = text_table("times the first variant's", left=("variant",))
     kinds = {"examples/s": "examples_per_second", "… a CPU-second": "examples_per_cpu_second"}
     kinds |= {"real tokens/s": "tokens_per_second", "step time": "step_seconds"}
     for heading in kinds:
         table.add_column(heading, justify="right")
     for row in stage["variants"]:
-        table.add_row(row["variant"], *(_times(row["against_first"][kind]) for kind in kinds.values()))
+        table.add_row(Text(row["variant"]), *(_times(row["against_first"][kind]) for kind in kinds.values()))
     return table
 
 
 def _models_table(models: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("Models", left=("model", "architecture"))
+    table = text_table("Models", left=("model", "architecture"))
     for heading in ("parameters", "of the first", "on disk", "of the first"):
         table.add_column(heading, justify="right")
     first = models[0]
     for model in models:
         table.add_row(
-            model["name"],
+            Text(model["name"]),
             model["architecture"],
             compact(model["parameters"]),
             f"{model['parameters'] / first['parameters']:.1%}",
@@ -188,10 +191,3 @@ def _times(found: Spread) -> str:
 def _where(result: Mapping[str, Any]) -> str:
     device = result["device"]
     return f"{device['count']} × {device['kind']}"
-
-
-def _table(title: str, *, left: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-    for column in left:
-        table.add_column(column, overflow="fold", min_width=9)
-    return table
