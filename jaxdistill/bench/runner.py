@@ -16,7 +16,7 @@ from jaxdistill.bench.processors import Stopwatch
 from jaxdistill.config.loss_schema import CrossEntropyTerm
 from jaxdistill.data.stacking import shapes, stack
 from jaxdistill.distill.objective import make_objective
-from jaxdistill.parallel import batch_sharding, make_mesh, place
+from jaxdistill.parallel import make_mesh, put_batch
 from jaxdistill.train.dispatch import Groups
 from jaxdistill.train.flops import jaxpr_matmul_flops
 from jaxdistill.train.job import Job, make_step, steps_per_dispatch
@@ -179,7 +179,7 @@ class TeacherRunner(Runner):
     def advance(self, batches: Sequence[Batch]) -> Any:
         """The teachers' forward passes."""
         (batch,) = batches
-        return self._forward(self._params, place(batch, batch_sharding(self._mesh)))
+        return self._forward(self._params, put_batch(batch, self._mesh))
 
     @property
     def traces(self) -> int:
