@@ -121,19 +121,24 @@ def _memory(compiled: Compiled, arguments: Arguments, step: StepMemory) -> dict[
         found["working"] = max(0, compiled.peak - sum(held.values()))
     if compiled.peak is not None and compiled.limit is not None:
         found["margin"] = compiled.limit - compiled.peak
-    if not compiled.fits:
-        figures = step.figures()
-        needed = compiled.peak or compiled.needed
-        goal = figures.total * (compiled.limit or 0) // needed if needed else None
-        found["needed"] = needed
-        found["estimate"] = asdict(figures)
-        listed = options(step, goal)
-        found["settings"] = [
-            {"setting": option.setting, "saves": option.saving, "remark": option.remark.lstrip("; ")}
-            for option in listed
-        ]
-        found["verdict"] = how_many_fit(step, listed, goal) if goal is not None and listed else NOTHING_LEFT
-    return found
+    return found if compiled.fits else found | _shortage(compiled, step)
+
+
+def _shortage(compiled: Compiled, step: StepMemory) -> dict[str, Any]:
+    """What is needed, as far as the compiler says so, and the settings that need less."""
+    figures, needed = step.figures(), compiled.peak or compiled.needed
+    goal = figures.total * (compiled.limit or 0) // needed if needed else None
+    listed = options(step, goal)
+    if not listed:
+        verdict = NOTHING_LEFT
+    elif goal is None:
+        verdict = "how many of them are enough is not known: the compiler does not say what is needed"
+    else:
+        verdict = how_many_fit(step, listed, goal)
+    settings = [
+        {"setting": option.setting, "saves": option.saving, "remark": option.remark.lstrip("; ")} for option in listed
+    ]
+    return {"needed": needed, "estimate": asdict(figures), "settings": settings, "verdict": verdict}
 
 
 def _flops(job: Job, mesh: Mesh, arguments: Arguments) -> dict[str, Any]:

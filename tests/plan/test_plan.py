@@ -152,6 +152,18 @@ def test_what_is_more_than_there_is_does_not_fit_and_is_told_what_would(plans, d
     assert memory["verdict"] == "the first alone should fit"
 
 
+def test_what_does_not_fit_by_nobody_knows_how_much_is_told_what_needs_less(plans, directory):
+    other = directory / "no figures"
+    other.mkdir()
+    unknown = {"fits": False, "peak": None, "needed": None, "limit": 2**30}
+    for path in (directory / "cache").iterdir():
+        (other / path.name).write_text(json.dumps(json.loads(path.read_text()) | unknown))
+    settings = replace(planning(directory, stages=["student"]), cache_dir=other)
+    (made,) = plan_run(load_run(directory / "chain.yaml"), settings, Console(quiet=True))
+    assert made["memory"]["settings"]
+    assert "is not known" in made["memory"]["verdict"]
+
+
 @pytest.mark.slow
 def test_searching_finds_what_fits_and_a_run_takes_it(directory, tmp_path):
     run = load_run(directory / "chain.yaml")
