@@ -133,11 +133,11 @@ def _guesses(run: Run, planning: Planning) -> list[Guess]:
     guesses: list[Guess] = []
     reason = ""
     for mesh_of, cache in itertools.product(_meshes(len(planning.target.devices)), _caches(run)):
-        parallel = replace(run.parallel, data=mesh_of.data, fsdp=mesh_of.fsdp, tensor=mesh_of.tensor)
-        mesh = make_mesh(parallel, devices=planning.target.devices)
+        changed = replace(mesh_of, cache=cache, remat="full").of(run)
         try:
+            mesh = make_mesh(changed.parallel, devices=planning.target.devices)
             with tracing_for(mesh):
-                made = _jobs(replace(mesh_of, cache=cache, remat="full").of(run), planning)
+                made = _jobs(changed, planning)
                 memories = [step_memory(job, mesh) for job in made]
                 for candidate in _variants(run, replace(mesh_of, cache=cache)):
                     if (guess := _guess(candidate, made, memories, mesh, planning)) is not None:

@@ -164,6 +164,12 @@ def test_what_does_not_fit_by_nobody_knows_how_much_is_told_what_needs_less(plan
     assert "is not known" in made["memory"]["verdict"]
 
 
+def test_meshes_that_a_strategy_cannot_have_are_not_searched(directory):
+    run = load_run(directory / "chain.yaml", ["parallel={strategy: pmap}"])
+    found = search_run(run, planning(directory, stages=["student"]), Console(quiet=True), tries=0)
+    assert {(row["data"], row["fsdp"], row["tensor"]) for row in found.rows} == {(8, 1, 1)}
+
+
 @pytest.mark.slow
 def test_searching_finds_what_fits_and_a_run_takes_it(directory, tmp_path):
     run = load_run(directory / "chain.yaml")
