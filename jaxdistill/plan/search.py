@@ -20,7 +20,7 @@ from jaxdistill.atomic import atomic_write_text
 from jaxdistill.config import build_chain
 from jaxdistill.config.schema import Run
 from jaxdistill.errors import ConfigError
-from jaxdistill.parallel import make_mesh, tracing_for
+from jaxdistill.parallel import batch_devices, make_mesh, tracing_for
 from jaxdistill.plan.formula import least_seconds
 from jaxdistill.plan.program import longest_batch, models_of
 from jaxdistill.plan.shapes import jobs
@@ -187,17 +187,16 @@ def _guess(
             remat=candidate.remat,
             batch_size=round(job.config.train.batch_size * candidate.batch),
         )
-        parts = mesh.shape["data"] * mesh.shape["fsdp"] * train.accumulate
-        if train.batch_size % parts:
+        if train.batch_size % (batch_devices(mesh) * train.accumulate):
             return None
-        changed = replace(memory, train=train, student=replace(job.student, remat=candidate.remat))
-        figures = changed.figures()
+        student = replace(job.student, remat=candidate.remat)
+        figures = replace(memory, train=train, student=student).figures()
         kept = max(kept, figures.student_params + figures.opt_state + figures.teacher_params)
         estimate = max(estimate, figures.total)
         rows, length = longest_batch(job)["input_ids"].shape[-2:]
         rows = round(rows * candidate.batch)
         seconds += least_seconds(
-            replace(job.student, remat=candidate.remat),
+            student,
             models_of(job),
             chip=planning.target.chip,
             mesh_shape=mesh.shape,
@@ -215,5 +214,5 @@ def write_overrides(search: Search, path: Path, config: Path, console: Console) 
         console.print("nothing that was tried fits; take more devices, --tries more, or a smaller student or teacher")
         return None
     atomic_write_text(path, "\n".join(search.winner.overrides(search.run)) + "\n")
-    console.print(f"jaxdistill run {config} $(cat {path})", highlight=False, soft_wrap=True)
+    console.print(f"jaxdistill run {config} $(cat {path})", highlight=False, markup=False, soft_wrap=True)
     return path

@@ -28,7 +28,7 @@ from jaxdistill.plan.program import (
     models_of,
 )
 from jaxdistill.plan.shapes import jobs
-from jaxdistill.plan.targets import GIB, Target
+from jaxdistill.plan.targets import Target
 from jaxdistill.stages.loading import Survey
 from jaxdistill.train.job import Job, step_memory
 from jaxdistill.train.memory import StepMemory, options
@@ -180,8 +180,3 @@ def _modelled(plan: Mapping[str, Any], compiled: Compiled, mesh: Mesh, planning:
     tokens = plan["batch"][-2] * plan["batch"][-1]
     money = formula.per_day(roof.seconds, tokens=tokens, devices=mesh.size, price=planning.price)
     return {"compute": roof.compute, "memory": roof.memory, "network": roof.network, **money}
-
-
-def gib(count: int | None) -> str:
-    """Bytes as GiB."""
-    return "?" if count is None else f"{count / GIB:.2f}"

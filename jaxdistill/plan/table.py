@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from jaxdistill.plan.stage import gib
-from jaxdistill.plan.targets import Target
+from jaxdistill.plan.hlo import KINDS
+from jaxdistill.plan.targets import GIB, Target
 
 
 def print_plan(plans: Sequence[dict[str, Any]], target: Target, console: Console) -> None:
@@ -40,32 +41,32 @@ def _print_shortage(plan: dict[str, Any], console: Console) -> None:
     memory = plan["memory"]
     if plan["fits"]:
         return
-    needed = f"needs {gib(memory['needed'])} GiB" if memory["needed"] else "needs more"
+    needed = f"needs {_gib(memory['needed'])} GiB" if memory["needed"] else "needs more"
     console.print(
-        f"{plan['stage']}: does not fit: {needed} of a device's {gib(memory['limit'])}; settings that need less:",
+        f"{plan['stage']}: does not fit: {needed} of a device's {_gib(memory['limit'])}; settings that need less:",
         highlight=False,
     )
     for option in memory["settings"]:
         remark = f"; {option['remark']}" if option["remark"] else ""
-        console.print(f"  {option['setting']} (saves about {gib(option['saves'])} GiB{remark})", highlight=False)
+        console.print(f"  {option['setting']} (saves about {_gib(option['saves'])} GiB{remark})", highlight=False)
     console.print(memory["verdict"], highlight=False)
 
 
 def _memory(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda plan: gib(plan["memory"][name]) if plan["memory"].get(name) is not None else ""
+    return lambda plan: _gib(plan["memory"][name]) if plan["memory"].get(name) is not None else ""
 
 
 def _collective(kind: str) -> Callable[[dict[str, Any]], str]:
     def show(plan: dict[str, Any]) -> str:
         size = plan.get("collectives", {}).get("bytes", {}).get(kind)
-        return f"{size / 2**30:.3f}" if size else ""
+        return f"{size / GIB:.3f}" if size else ""
 
     return show
 
 
 def _bound(plan: dict[str, Any]) -> str:
     found = plan.get("collectives", {})
-    return f"{found['total'] / 2**30:.3f} ({found['over_bound']:.3f} ×)" if "over_bound" in found else ""
+    return f"{found['total'] / GIB:.3f} ({found['over_bound']:.3f} ×)" if "over_bound" in found else ""
 
 
 def _modelled(name: str, form: str) -> Callable[[dict[str, Any]], str]:
@@ -108,8 +109,7 @@ _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("FLOPs a step, all devices", lambda plan: f"{plan['flops']['counted']:.4g}"),
     ("  over the formula", lambda plan: f"{plan['flops']['over_formula']:.3f} ×"),
     ("  compiled, one device, without kernels' own", lambda plan: _count(plan["flops"]["compiled_on_device"])),
-    *((f"{kind} GiB", _collective(kind)) for kind in ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")),
-    ("collective-permute GiB", _collective("collective-permute")),
+    *((f"{kind} GiB", _collective(kind)) for kind in KINDS),
     ("all collectives GiB (over FSDP's bound)", _bound),
     ("arrays of tokens × vocabulary", _logits),
     ("compile CPU seconds", lambda plan: f"{plan['compile_seconds']:.0f}"),
@@ -149,10 +149,14 @@ def print_search(rows: Sequence[dict[str, Any]], target: Target, console: Consol
         table.add_column(column, justify="left" if column in ("remat", "answer") else "right")
     shown = [row for place, row in enumerate(rows) if place < most or "peaks" in row]
     for row in shown:
-        peaks = " ".join(gib(peak) for peak in row.get("peaks", ()))
+        peaks = " ".join(_gib(peak) for peak in row.get("peaks", ()))
         settings = (row[name] for name in ("data", "fsdp", "tensor", "remat", "batch"))
-        cells = (*map(str, settings), row["cache"] or "", gib(row["kept"]), gib(row["estimate"]), peaks, row["answer"])
-        table.add_row(*cells)
+        cells = (*map(str, settings), row["cache"] or "", _gib(row["kept"]), _gib(row["estimate"]), peaks)
+        table.add_row(*cells, Text(row["answer"]))  # in a str, rich would read [brackets] as markup
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"and {len(rows) - len(shown)} more", highlight=False)
+
+
+def _gib(count: int | None) -> str:
+    return "?" if count is None else f"{count / GIB:.2f}"
