@@ -62,7 +62,6 @@ class Program:
     """
 
     computations: Mapping[str, Computation]
-    entry: str
     runs: Mapping[str, int]
     fused: frozenset[str]
     unknown_loops: int
@@ -96,7 +95,7 @@ def parse(text: str) -> Program:
     fused: set[str] = set()
     unknown: set[str] = set()
     _count(computations, entry, 1, runs, fused, unknown)
-    return Program(computations, entry, dict(runs), frozenset(fused), len(unknown))
+    return Program(computations, dict(runs), frozenset(fused), len(unknown))
 
 
 def _instruction(name: str, text: str) -> Instruction:
@@ -240,11 +239,6 @@ class Collectives:
 
     bytes: Mapping[str, int]
     count: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Of all kinds."""
-        return sum(self.bytes.values())
 
 
 def collectives(program: Program, *, devices: int) -> Collectives:

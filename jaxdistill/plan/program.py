@@ -21,7 +21,7 @@ from jaxdistill.plan import hlo
 from jaxdistill.plan.targets import Target
 from jaxdistill.train.flops import jaxpr_matmul_flops
 from jaxdistill.train.job import Job, make_step
-from jaxdistill.train.memory import device_bytes
+from jaxdistill.train.memory import device_bytes, planned_bytes
 from jaxdistill.train.out_of_memory import is_out_of_memory, out_of_memory_figures
 from jaxdistill.typing import Batch
 
@@ -152,17 +152,16 @@ def _compile(job: Job, mesh: Mesh, target: Target, lowered: Any, hlo_path: Path 
         hlo_path.parent.mkdir(parents=True, exist_ok=True)
         hlo_path.write_text(text)
     program = hlo.parse(text)
-    memory = compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    planned = planned_bytes(compiled)
     # a CPU's compiler says nothing of its temporaries' peak
-    peak = held + memory.temp_size_in_bytes if target.chip.platform == "cpu" else memory.peak_memory_in_bytes
+    peak = planned["peak"] if target.chip.platform == "cpu" else compiled.memory_analysis().peak_memory_in_bytes
     return Compiled(
         fits=limit is None or peak <= limit,
         peak=peak,
         needed=None,
         limit=limit,
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
+        arguments=planned["arguments"],
+        temporaries=planned["temporaries"],
         collectives=dict(hlo.collectives(program, devices=mesh.size).bytes),
         logits_sized=tuple(_logits_sized(job, mesh, program)),
         unknown_loops=program.unknown_loops,

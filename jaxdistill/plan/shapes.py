@@ -108,9 +108,7 @@ class _ShapeLoading(Loading):
             model = self.surveys[reference.stage].student
         else:
             model = models.build(config, task=task, dtype=self.dtype)
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.teacher_dtype), models.parameter_shapes(model)
-        )
+        shapes = jax.eval_shape(self.as_teacher, models.parameter_shapes(model))
         if (kept := self.quantisation) is not None:
             shapes = jax.eval_shape(lambda params: models.quantise(params, kept), shapes)
         return LoadedTeacher(reference.label, model, shapes, "shapes")

@@ -189,7 +189,7 @@ def _tpus(text: str, kind: str, sizes: Sequence[int]) -> tuple[Sequence[Any], di
     options = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(sizes) == 1 else {}
     try:
         topology = topologies.get_topology_desc(topology_name=text, platform="tpu", **options)
-    except jax.errors.JaxRuntimeError as error:
+    except jax.errors.JaxRuntimeError as error:  # XLA has no other class: its text tells who is wrong
         reason = str(error).strip().partition("\n")[0]
         if "INVALID_ARGUMENT" in reason:
             raise ConfigError(
@@ -214,7 +214,7 @@ def _gpus(text: str, kind: str, sizes: Sequence[int]) -> tuple[Sequence[Any], di
             target_config=_GPU_TEXT.format(**_GPUS[kind]),
             topology=f"1x{hosts}x{sizes[0] // hosts}",
         )
-    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:  # the latter: XLA's UNIMPLEMENTED, by JAX
         reason = str(error).strip().partition("\n")[0]
         raise ExternalError(f"--target: {text}: CUDA's compiler did not start ({reason})") from error
     return topology.devices, {"jax-cuda13-plugin": _version("jax-cuda13-plugin")}
