@@ -11,7 +11,7 @@ from jaxdistill import data
 from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.data.questions import QuestionRows, load_questions
 from jaxdistill.data.windows import SpanDataset, tokenize_questions
-from jaxdistill.stages.inputs import SPLITS
+from jaxdistill.stages.inputs import read_splits
 from jaxdistill.stages.loading import Loading
 from jaxdistill.train.answers import AnswerConfig
 from jaxdistill.train.evaluate_positions import evaluate_spans, span_logits
@@ -34,11 +34,7 @@ class Answering:
 
     def read(self, config: DataConfig, loading: Loading) -> QuestionCorpus:
         """Questions of every split; a share of train is held out by hash of the contexts where there is no other."""
-        sources = {split: getattr(config, split) for split in SPLITS}
-        rows = {split: load_questions(config, source) for split, source in sources.items() if source is not None}
-        if "validation" not in rows:
-            rows["train"], rows["validation"] = data.split_by_hash(rows["train"], config.validation_share)
-        return QuestionCorpus(rows)
+        return QuestionCorpus(read_splits(config, load_questions))
 
     def tokenize(
         self,

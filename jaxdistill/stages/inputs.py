@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from jaxdistill.config.chain import Chain, ChainStage, GivenTeacher, ResolvedTea
 from jaxdistill.config.data_schema import DataConfig, SourceConfig
 from jaxdistill.config.families import FAMILY_OF_TASK
 from jaxdistill.config.model_schema import StudentConfig
+from jaxdistill.data.rows import R
 from jaxdistill.errors import ConfigError, DataError, ModelError
 from jaxdistill.models.convert.safetensors_io import Checkpoint
 
@@ -81,7 +82,7 @@ class Inputs:
         the warm start's, else the first one that the chain knows.
         """
         student = stage.config.student
-        if _is_pretrained(student):
+        if is_pretrained(student):
             own = self.directory(student)
             if _has_tokenizer(own):
                 return _tokenizer(str(own))
@@ -105,7 +106,7 @@ class Inputs:
             return self.teacher_tokenizer(given_reference(given))
         for stage in self.chain.stages:
             student = stage.config.student
-            if _is_pretrained(student) and _has_tokenizer(self.directory(student)):
+            if is_pretrained(student) and _has_tokenizer(self.directory(student)):
                 return _tokenizer(str(self.directory(student)))
         raise ConfigError("tokenizer: no teacher or pretrained student brings one; write tokenizer: DIR_OR_HUB_ID")
 
@@ -119,10 +120,7 @@ class Inputs:
         return self._rows[key]
 
     def _read(self, config: DataConfig) -> LabelledRows:
-        sources: dict[str, SourceConfig | None] = {split: getattr(config, split) for split in SPLITS}
-        rows = {split: data.load_rows(config, source) for split, source in sources.items() if source is not None}
-        if "validation" not in rows:
-            rows["train"], rows["validation"] = data.split_by_hash(rows["train"], config.validation_share)
+        rows = read_splits(config, data.load_rows)
         encoded, found = data.encode_labels(rows["train"], config.label_names or self._known_names(rows["train"]))
         known = encoded[encoded >= 0]
         if not known.size:
@@ -159,7 +157,7 @@ class Inputs:
 
         `saved_for`: only of models that were saved for this task.
         """
-        students = [stage.config.student for stage in self.chain.stages if _is_pretrained(stage.config.student)]
+        students = [stage.config.student for stage in self.chain.stages if is_pretrained(stage.config.student)]
         for reference in (*map(given_reference, self.chain.given), *students):
             names = self.model_config(reference).id2label
             if names is not None and saved_for in (None, models.task_from_hf(self.directory(reference))):
@@ -252,6 +250,15 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= 8 else f"{shown}, … ({len(names)} in all)"
 
 
+def read_splits(config: DataConfig, load: Callable[[DataConfig, SourceConfig], R]) -> dict[str, R]:
+    """The rows of every split there is; a share of train is held out by hash where validation is left out."""
+    sources: dict[str, SourceConfig | None] = {split: getattr(config, split) for split in SPLITS}
+    rows = {split: load(config, source) for split, source in sources.items() if source is not None}
+    if "validation" not in rows:
+        rows["train"], rows["validation"] = data.split_by_hash(rows["train"], config.validation_share)
+    return rows
+
+
 def reading(config: DataConfig) -> DataConfig:
     """The part of a data configuration that decides which rows are read: how they are batched is neutral."""
     neutral = DataConfig()
@@ -269,7 +276,8 @@ def _has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
 
 
-def _is_pretrained(student: StudentConfig) -> bool:
+def is_pretrained(student: StudentConfig) -> bool:
+    """Whether a student's weights are given."""
     return student.pretrained is not None or student.asset is not None
 
 

@@ -12,7 +12,7 @@ from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.data.tagged import TaggedRows, encode_tags, found_tags, load_tagged
 from jaxdistill.data.words import WordDataset, tokenize_words
 from jaxdistill.errors import DataError
-from jaxdistill.stages.inputs import SPLITS
+from jaxdistill.stages.inputs import read_splits
 from jaxdistill.stages.loading import Loading
 from jaxdistill.train.evaluate_positions import evaluate_tags, tag_logits
 from jaxdistill.typing import Params
@@ -41,10 +41,7 @@ class Tagging:
 
     def read(self, config: DataConfig, loading: Loading) -> TaggedCorpus:
         """Sentences and tags of every split; a share of train is held out by hash where validation is left out."""
-        sources = {split: getattr(config, split) for split in SPLITS}
-        rows = {split: load_tagged(config, source) for split, source in sources.items() if source is not None}
-        if "validation" not in rows:
-            rows["train"], rows["validation"] = data.split_by_hash(rows["train"], config.validation_share)
+        rows = read_splits(config, load_tagged)
         names = config.label_names or _names(rows["train"], loading)
         return TaggedCorpus(rows, {split: encode_tags(part, names) for split, part in rows.items()}, names)
 
