@@ -13,7 +13,7 @@ from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.config.families import DROPOUTS
 from jaxdistill.errors import ModelError
-from jaxdistill.stages.inputs import check_labels
+from jaxdistill.stages.inputs import check_labels, is_pretrained
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
 from jaxdistill.train.checkpoint import file_digest
 from jaxdistill.typing import Batch, Params
@@ -40,6 +40,21 @@ class EncoderSurvey(Survey):
 
     labels: Labels | None
     truncate: bool
+
+
+def encoder_config(loading: Loading, stage: ChainStage, tokenizer: data.Tokenizer, *, vocab_size: int) -> Any:
+    """A pretrained student's own shape, with the dropouts that are written; else that of a fresh one.
+
+    Its vocabulary is that of the teacher that reads the same tokens, padding included, or `vocab_size`.
+    """
+    student = stage.config.student
+    if is_pretrained(student):
+        overrides = {name: getattr(student, name) for name in DROPOUTS if getattr(student, name) is not None}
+        return dataclasses.replace(loading.inputs.model_config(student), **overrides)
+    first = next(iter(stage.teachers), stage.warm_start_teacher)
+    if first is not None and loading.inputs.teacher_tokenizer(first).fingerprint == tokenizer.fingerprint:
+        vocab_size = loading.teacher_config(first).vocab_size
+    return loading.student_config(stage, vocab_size=vocab_size)
 
 
 @dataclass(frozen=True)
@@ -96,17 +111,11 @@ class Encoders:
         self, stage: ChainStage, tokenizer: data.Tokenizer, labels: Labels | None
     ) -> models.EncoderConfig:
         """The configuration of a stage's student, its classes those of the data."""
-        student = stage.config.student
-        own: dict[str, Any] = {}
-        if labels is not None:
-            own = {"id2label": labels.names if labels.named else None, "num_labels": len(labels.names)}
-        if student.pretrained is not None or student.asset is not None:
-            overrides = {name: getattr(student, name) for name in DROPOUTS if getattr(student, name) is not None}
-            return dataclasses.replace(self.inputs.model_config(student), **own, **overrides)
-        first = next(iter(stage.teachers), stage.warm_start_teacher)
-        same = first is not None and self.inputs.teacher_tokenizer(first).fingerprint == tokenizer.fingerprint
-        vocab_size = self.loading.teacher_config(first).vocab_size if first and same else tokenizer.vocab_size
-        return dataclasses.replace(self.loading.student_config(stage, vocab_size=vocab_size), **own)
+        config = encoder_config(self.loading, stage, tokenizer, vocab_size=tokenizer.vocab_size)
+        if labels is None:
+            return config
+        names = labels.names if labels.named else None
+        return dataclasses.replace(config, id2label=names, num_labels=len(labels.names))
 
     def check(
         self,
@@ -156,7 +165,7 @@ class Encoders:
     def _check_pretrained(self, stage: ChainStage, labels: Labels | None) -> None:
         """A pretrained student's own classifier has as many classes as the data."""
         student = stage.config.student
-        if labels is None or (student.pretrained is None and student.asset is None):
+        if labels is None or not is_pretrained(student):
             return
         saved = models.task_from_hf(self.inputs.directory(student))
         if {saved, self.task} == {"classification", "token_classification"}:
@@ -213,18 +222,9 @@ class Encoders:
         return self.loading.initial_params(survey, pretrained=lambda directory: self._pretrained(survey, directory))
 
     def _pretrained(self, survey: EncoderSurvey, directory: Path) -> Params:
-        stage, labels = survey.stage, survey.labels
-        reports: list[models.LoadReport] = []
-        _, params = models.from_pretrained(
-            directory,
-            task=self.task,
-            num_labels=None if labels is None else len(labels.names),
-            seed=stage.seed,
-            report=reports.append,
-        )
-        for line in filter(None, map(str, reports)):
-            self.loading.console.print(f"{stage.key}: {line}", highlight=False)
-        theirs = self.inputs.model_config(stage.config.student).id2label
+        labels = survey.labels
+        params = self.loading.pretrained(survey, directory, num_labels=None if labels is None else len(labels.names))
+        theirs = self.inputs.model_config(survey.stage.config.student).id2label
         if labels is None or theirs is None or not labels.named:
             return params
         order = models.class_order(theirs, labels.names)

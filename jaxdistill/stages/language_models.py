@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from jaxdistill import data, models
@@ -341,24 +340,12 @@ class LanguageModels:
     def _initial_params(self, survey: TextSurvey) -> Params:
         return self.loading.initial_params(
             survey,
-            pretrained=lambda directory: self._pretrained(survey, directory),
+            pretrained=lambda directory: self.loading.pretrained(
+                survey, directory, sharding=self.loading.spread_layout(survey.student)
+            ),
             # of the training text, in the order of evaluation: the same in every process, and for every seed
             calibration=lambda: survey.splits["train"].eval_batches(batch_size=_CALIBRATION_ROWS),
         )
-
-    def _pretrained(self, survey: TextSurvey, directory: Path) -> Params:
-        stage = survey.stage
-        reports: list[models.LoadReport] = []
-        _, params = models.from_pretrained(
-            directory,
-            task=self.kind.task,
-            seed=stage.seed,
-            sharding=self.loading.spread_layout(survey.student),
-            report=reports.append,
-        )
-        for line in filter(None, map(str, reports)):
-            self.loading.console.print(f"{stage.key}: {line}", highlight=False)
-        return params
 
 
 def _reads_logits(term: TermConfig) -> bool:

@@ -24,7 +24,7 @@ from jaxdistill.errors import ConfigError, ModelError
 from jaxdistill.models.axes import check_mesh, param_shardings
 from jaxdistill.parallel import check_divisible, make_mesh
 from jaxdistill.run_directory import handed_on, read_record
-from jaxdistill.stages.inputs import Inputs
+from jaxdistill.stages.inputs import Inputs, is_pretrained
 from jaxdistill.train.checkpoint import load_params
 from jaxdistill.train.job import Job
 from jaxdistill.typing import Batch, Params
@@ -338,10 +338,7 @@ class Loading:
         stage, student = survey.stage, survey.stage.config.student
         if stage.begins is not None:
             return self.load_stage(ResolvedTeacher(stage=stage.begins)).params
-        if student.pretrained is not None or student.asset is not None:
-            params = pretrained(self.inputs.directory(student))
-        else:
-            params = self._fresh(survey)
+        params = pretrained(self.inputs.directory(student)) if is_pretrained(student) else self._fresh(survey)
         if student.warm_start is None:
             return params
         assert stage.warm_start_teacher is not None
@@ -349,6 +346,15 @@ class Loading:
         params, lines = warm_start(survey.student, params, model, source, student.warm_start, calibration=calibration)
         for line in lines:
             self.console.print(f"{stage.key}: {line}")
+        return params
+
+    def pretrained(self, survey: Survey, directory: Path, **options: Any) -> Params:
+        """A student's given parameters, read with `options`; what `directory` does not hold is drawn, and said."""
+        reports: list[models.LoadReport] = []
+        task, seed = survey.student.task, survey.stage.seed
+        _, params = models.from_pretrained(directory, task=task, seed=seed, report=reports.append, **options)
+        for line in filter(None, map(str, reports)):
+            self.console.print(f"{survey.stage.key}: {line}", highlight=False)
         return params
 
     def _fresh(self, survey: Survey) -> Params:

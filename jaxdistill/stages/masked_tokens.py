@@ -5,14 +5,13 @@ The student that comes out is a general one: a stage of another run fine-tunes i
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 from jaxdistill import data, models
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
-from jaxdistill.config.families import DROPOUTS
 from jaxdistill.data import text
 from jaxdistill.errors import DataError
+from jaxdistill.stages.encoders import encoder_config
 from jaxdistill.stages.loading import Loading
 from jaxdistill.train.evaluate_text import as_masked
 
@@ -27,14 +26,7 @@ class MaskedTokens:
 
     def student_config(self, loading: Loading, stage: ChainStage, tokenizer: data.Tokenizer) -> Any:
         """A fresh student has its teacher's vocabulary, padding included; a pretrained one its own shape."""
-        student = stage.config.student
-        if student.pretrained is not None or student.asset is not None:
-            overrides = {name: getattr(student, name) for name in DROPOUTS if getattr(student, name) is not None}
-            return dataclasses.replace(loading.inputs.model_config(student), **overrides)
-        first = next(iter(stage.teachers), stage.warm_start_teacher)
-        same = first is not None and loading.inputs.teacher_tokenizer(first).fingerprint == tokenizer.fingerprint
-        vocab_size = loading.teacher_config(first).vocab_size if first and same else tokenizer.max_id + 1
-        return loading.student_config(stage, vocab_size=vocab_size)
+        return encoder_config(loading, stage, tokenizer, vocab_size=tokenizer.max_id + 1)
 
     def has_head(self, loading: Loading, reference: ResolvedTeacher) -> bool:
         """Every stage's student has one; of a given model its weights tell."""

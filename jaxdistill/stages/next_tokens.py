@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jaxdistill import data
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.data import text
+from jaxdistill.stages.inputs import is_pretrained
 from jaxdistill.stages.loading import Loading
 
 
@@ -19,7 +20,7 @@ class NextTokens:
     def student_config(self, loading: Loading, stage: ChainStage, tokenizer: data.Tokenizer) -> Any:
         """A fresh student takes what it does not say from its teacher, or its special tokens from the tokenizer."""
         student = stage.config.student
-        if student.pretrained is not None or student.asset is not None:
+        if is_pretrained(student):
             return loading.inputs.model_config(student)
         first = next(iter(stage.teachers), stage.warm_start_teacher)
         teacher = loading.teacher_config(first) if first else None
