@@ -5,27 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxdistill import data, losses, models
+from jaxdistill import data, models
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
 from jaxdistill.distill.teacher import CachedTeacher, OnlineTeacher, Teacher
 from jaxdistill.distill.teacher_cache import compute_logits, forward_batches, rows_and_ids
 from jaxdistill.errors import ConfigError
-from jaxdistill.parallel import batch_devices, host_share, replicate, whole_batches
-from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed
+from jaxdistill.parallel import replicate, whole_batches
+from jaxdistill.stages.encoders import Encoders, EncoderSurvey, calibration_batch, mixture, truncates
 from jaxdistill.stages.inputs import SPLITS, LabelledRows
-from jaxdistill.stages.loading import LoadedTeacher, Loading, stage_objective
+from jaxdistill.stages.loading import LoadedTeacher, Loading
 from jaxdistill.stages.stored_logits import logits_content, logits_files, stored_logits
 from jaxdistill.stages.teacher_files import TeacherFiles, cache_directory, check_cache, opened_cache
-from jaxdistill.train.cost import compile_steps
 from jaxdistill.train.evaluate import evaluate_logits
 from jaxdistill.train.job import Job
 from jaxdistill.typing import Params
 
 _EVALUATED = ("validation", "test")
-_CALIBRATION_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Classification:
         if stage.teachers and augment is not None and augment.mask and tokenizers[0].mask_token is None:
             raise ConfigError(f"data.augment.mask: tokenizer {tokenizers[0].name} has no mask token; set it to 0")
         max_length = self.loading.max_length(stage, (config, *teacher_configs))
-        truncate = stage.data.max_length is not None if stage.data.truncate is None else stage.data.truncate
+        truncate = truncates(stage.data)
         model, parameters = self.loading.model(stage, config, task="classification")
         return ClassificationSurvey(stage, model, tokenizers, indices, max_length, parameters, labelled, truncate)
 
@@ -106,8 +103,7 @@ class Classification:
         """Mean KL of what the second parameters answer from what the first do, on a batch of validation data."""
         dataset, mesh = self.dataset(survey, "validation"), self.loading.mesh
         assert dataset is not None
-        batches = data.eval_batches(dataset, batch_size=whole_batches(_CALIBRATION_ROWS, mesh))
-        some = [batches[len(batches) // 2]]  # neither the longest nor the shortest
+        some = [calibration_batch(dataset, mesh)]
         exact, quantised = (
             rows_and_ids(*forward_batches(model, replicate(each, mesh), some, mesh, tokenizer_index=index))[0]
             for each in params
@@ -136,17 +132,12 @@ class Classification:
     def mixture(self, survey: ClassificationSurvey, dataset: data.TokenizedDataset) -> np.ndarray | None:
         """Logits of the teachers' averaged probabilities at temperature 1 on a data set; None without a teacher."""
         loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers]
-        if not loaded:
-            return None
         batch_size = survey.stage.config.evaluate.batch_size
         each = [
             self.logits(teacher, dataset, index=index, batch_size=batch_size)
             for teacher, index in zip(loaded, survey.teacher_tokenizer_indices, strict=True)
         ]
-        if len(each) == 1:
-            return each[0]
-        weights = tuple(teacher.weight for teacher in survey.stage.teachers)
-        return np.asarray(losses.mixture_logits([jax.numpy.asarray(part) for part in each], weights=weights))
+        return mixture(survey.stage, each)
 
     def files(self, survey: ClassificationSurvey) -> list[TeacherFiles]:
         """The caches on disk of a stage's teachers."""
@@ -193,28 +184,13 @@ class Classification:
                 cached = self.logits(teacher, train, index=index, batch_size=stage.config.evaluate.batch_size)
             teachers.append(CachedTeacher())
             teacher_params.append({"logits": cached})
-        mesh, settings = self.loading.mesh, stage.config.train
-        steps = data.total_steps(len(train), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
-        tokens = settings.batch_size * float(train.lengths.mean())
-        price = compile_steps(survey.student, teachers, tokens=tokens)
-        lengths: tuple[Any, ...] = data.bucket_lengths(train, steps=steps, compile_steps=price)
-        if stage.data.batching == "packed":
-            multiple = batch_devices(mesh) * settings.accumulate
-            lengths = data.packed_shapes(
-                train, settings.batch_size, multiple=multiple, steps=steps, compile_steps=price
-            )
-        return self.loading.job(
+        return self.encoders.job(
             survey,
             loaded,
-            data=[train.fingerprint, validation.fingerprint],
-            initial_params=lambda: self.encoders.initial_params(survey),
-            teachers=tuple(teachers),
-            teacher_params=tuple(teacher_params),
-            objective=stage_objective(stage, survey.student, loaded, total_steps=steps),
-            feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths, host_share(mesh)),
-            total_steps=steps,
-            steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),
-            tokens_per_step=tokens,
+            train,
+            teachers=teachers,
+            teacher_params=teacher_params,
+            data_fingerprints=[train.fingerprint, validation.fingerprint],
             validate=self._validation(survey, validation),
         )
 

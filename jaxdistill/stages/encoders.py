@@ -8,16 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from jaxdistill import data, models
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdistill import data, losses, models
 from jaxdistill.config import fingerprint
 from jaxdistill.config.chain import ChainStage, ResolvedTeacher
+from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.config.families import DROPOUTS
+from jaxdistill.distill.teacher import Teacher
 from jaxdistill.errors import ModelError
+from jaxdistill.parallel import batch_devices, host_share, whole_batches
 from jaxdistill.stages.inputs import check_labels, is_pretrained
-from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
+from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey, stage_objective
 from jaxdistill.train.checkpoint import file_digest
+from jaxdistill.train.cost import compile_steps
+from jaxdistill.train.job import Job
 from jaxdistill.typing import Batch, Params
 
+_CALIBRATION_ROWS = 128
 _HEADS = {
     "classification": "classifier",
     "token_classification": "classifier of tokens",
@@ -55,6 +65,25 @@ def encoder_config(loading: Loading, stage: ChainStage, tokenizer: data.Tokenize
     if first is not None and loading.inputs.teacher_tokenizer(first).fingerprint == tokenizer.fingerprint:
         vocab_size = loading.teacher_config(first).vocab_size
     return loading.student_config(stage, vocab_size=vocab_size)
+
+
+def truncates(config: DataConfig) -> bool:
+    """Whether longer texts are cut: where nobody says, only to a length that somebody wrote."""
+    return config.max_length is not None if config.truncate is None else config.truncate
+
+
+def mixture(stage: ChainStage, logits: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Logits of the averaged probabilities of a stage's teachers at temperature 1; None without a teacher."""
+    if len(logits) < 2:
+        return next(iter(logits), None)
+    weights = tuple(teacher.weight for teacher in stage.teachers)
+    return np.asarray(losses.mixture_logits([jnp.asarray(each) for each in logits], weights=weights))
+
+
+def calibration_batch(dataset: data.TokenizedDataset, mesh: Mesh) -> Batch:
+    """What a quantised teacher is compared on: neither the longest nor the shortest texts."""
+    batches = data.eval_batches(dataset, batch_size=whole_batches(_CALIBRATION_ROWS, mesh))
+    return batches[len(batches) // 2]
 
 
 @dataclass(frozen=True)
@@ -217,7 +246,46 @@ class Encoders:
         self.loading.console.print(f"teacher {name}: classes put in the data's order ({', '.join(labels.names)})")
         return LoadedTeacher(name, model, params, fingerprint([weights, order]))
 
-    def initial_params(self, survey: EncoderSurvey) -> Params:
+    def job(
+        self,
+        survey: EncoderSurvey,
+        loaded: Sequence[LoadedTeacher],
+        train: data.TokenizedDataset,
+        *,
+        teachers: Sequence[Teacher],
+        teacher_params: Sequence[Params],
+        data_fingerprints: Sequence[str],
+        validate: Callable[[Params, Any], dict[str, float]],
+    ) -> Job:
+        """A stage's job on the batches of `train`; `loaded`: whom it learns from, in training by way of `teachers`."""
+        stage, settings, mesh = survey.stage, survey.stage.config.train, self.loading.mesh
+        steps = data.total_steps(len(train), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
+        tokens = settings.batch_size * float(train.lengths.mean())
+        price = compile_steps(survey.student, teachers, tokens=tokens)
+        lengths: tuple[Any, ...]
+        if stage.data.batching == "packed":
+            multiple = batch_devices(mesh) * settings.accumulate
+            lengths = data.packed_shapes(
+                train, settings.batch_size, multiple=multiple, steps=steps, compile_steps=price
+            )
+        else:
+            lengths = data.bucket_lengths(train, steps=steps, compile_steps=price)
+        return self.loading.job(
+            survey,
+            loaded,
+            data=data_fingerprints,
+            initial_params=lambda: self._initial_params(survey),
+            teachers=tuple(teachers),
+            teacher_params=tuple(teacher_params),
+            objective=stage_objective(stage, survey.student, loaded, total_steps=steps),
+            feed=LabelledFeed(train, stage.data.batching, stage.data.shuffle_window, lengths, host_share(mesh)),
+            total_steps=steps,
+            steps_per_epoch=data.steps_per_epoch(len(train), settings.batch_size),
+            tokens_per_step=tokens,
+            validate=validate,
+        )
+
+    def _initial_params(self, survey: EncoderSurvey) -> Params:
         """The student's parameters at step 0."""
         return self.loading.initial_params(survey, pretrained=lambda directory: self._pretrained(survey, directory))
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import data, losses, models
@@ -16,11 +15,10 @@ from jaxdistill.config.data_schema import DataConfig
 from jaxdistill.distill.positions import labelled
 from jaxdistill.distill.teacher import OnlineTeacher
 from jaxdistill.distill.teacher_cache import forward_logits
-from jaxdistill.parallel import batch_sharding, host_share, place, replicate, whole_batches
-from jaxdistill.stages.encoders import Encoders, EncoderSurvey, LabelledFeed, Labels
+from jaxdistill.parallel import batch_sharding, place, replicate, whole_batches
+from jaxdistill.stages.encoders import Encoders, EncoderSurvey, Labels, calibration_batch, mixture, truncates
 from jaxdistill.stages.inputs import SPLITS, reading
-from jaxdistill.stages.loading import LoadedTeacher, Loading, stage_objective
-from jaxdistill.train.cost import compile_steps
+from jaxdistill.stages.loading import LoadedTeacher, Loading
 from jaxdistill.train.job import Job
 from jaxdistill.typing import Params
 
@@ -42,8 +40,6 @@ class Dataset(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-
-_CALIBRATION_ROWS = 128
 
 C = TypeVar("C", bound=Corpus)
 D = TypeVar("D", bound=Dataset)
@@ -111,7 +107,7 @@ class OverPositions(Generic[C, D]):
         teacher_configs = self.loading.teacher_configs(stage)
         self.encoders.check(stage, config, teacher_configs, tokenizers[:1], same, corpus.labels)
         length = self.loading.max_length(stage, (config, *teacher_configs))
-        truncate = stage.data.max_length is not None if stage.data.truncate is None else stage.data.truncate
+        truncate = truncates(stage.data)
         model, parameters = self.loading.model(stage, config, task=self.kind.task)
         return PositionSurvey(stage, model, tokenizers[:1], same, length, parameters, corpus.labels, truncate, corpus)
 
@@ -160,8 +156,7 @@ class OverPositions(Generic[C, D]):
         """Mean KL of what the second parameters answer from what the first do, on a batch of validation data."""
         dataset, mesh = self.dataset(survey, "validation"), self.loading.mesh
         assert dataset is not None
-        batches = data.eval_batches(dataset.tokens, batch_size=whole_batches(_CALIBRATION_ROWS, mesh))
-        batch = place(batches[len(batches) // 2], batch_sharding(mesh))  # neither the longest nor the shortest
+        batch = place(calibration_batch(dataset.tokens, mesh), batch_sharding(mesh))
         exact, quantised = (forward_logits(replicate(each, mesh), batch, model=model, mesh=mesh) for each in params)
         where = labelled(batch)
         return float(losses.masked_mean(losses.forward_kl(quantised, exact, where=where), where))
@@ -196,38 +191,21 @@ class OverPositions(Generic[C, D]):
     def _mixture(self, survey: PositionSurvey, dataset: D) -> np.ndarray | None:
         """Logits of the teachers' averaged probabilities at temperature 1 on a data set; None without a teacher."""
         loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers]
-        each = [self._kept_logits(teacher, dataset, survey) for teacher in loaded]
-        if len(each) < 2:
-            return next(iter(each), None)
-        weights = tuple(teacher.weight for teacher in survey.stage.teachers)
-        return np.asarray(losses.mixture_logits([jnp.asarray(part) for part in each], weights=weights))
+        return mixture(survey.stage, [self._kept_logits(teacher, dataset, survey) for teacher in loaded])
 
     def job(self, survey: PositionSurvey) -> Job:
         """Everything a stage's training needs."""
-        stage = survey.stage
         train, validation = self.dataset(survey, "train"), self.dataset(survey, "validation")
         assert train is not None
         assert validation is not None
-        loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
-        teachers = tuple(OnlineTeacher(teacher.model) for teacher in loaded)
-        settings, rows = stage.config.train, train.tokens
-        steps = data.total_steps(len(rows), settings.batch_size, epochs=settings.epochs, steps=settings.steps)
-        tokens = settings.batch_size * float(rows.lengths.mean())
-        price = compile_steps(survey.student, teachers, tokens=tokens)
-        lengths = data.bucket_lengths(rows, steps=steps, compile_steps=price)
-        share = host_share(self.loading.mesh)
-        return self.loading.job(
+        loaded = [self.teacher(teacher, survey) for teacher in survey.stage.teachers]
+        return self.encoders.job(
             survey,
             loaded,
-            data=[train.fingerprint, validation.fingerprint],
-            initial_params=lambda: self.encoders.initial_params(survey),
-            teachers=teachers,
-            teacher_params=tuple(teacher.params for teacher in loaded),
-            objective=stage_objective(stage, survey.student, loaded, total_steps=steps),
-            feed=LabelledFeed(rows, stage.data.batching, stage.data.shuffle_window, lengths, share),
-            total_steps=steps,
-            steps_per_epoch=data.steps_per_epoch(len(rows), settings.batch_size),
-            tokens_per_step=tokens,
+            train.tokens,
+            teachers=[OnlineTeacher(teacher.model) for teacher in loaded],
+            teacher_params=[teacher.params for teacher in loaded],
+            data_fingerprints=[train.fingerprint, validation.fingerprint],
             validate=self._validation(survey, validation),
         )
 
