@@ -96,8 +96,12 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
     """Train one stage, evaluate what it hands on, export it, and record it as finished."""
     stage = survey.stage
     swept = run_sweep(preparation.task, survey, console) if stage.variants else None
-    trained = train_stage(preparation.task.job(survey), console) if swept is None else swept.best
-    loaded = LoadedTeacher(stage.key, survey.student, trained.params, trained.identity)
+    if swept is not None:
+        trained, measured = swept.best, swept.winner["eval"]
+    else:
+        trained = train_stage(preparation.task.job(survey), console)
+        loaded = LoadedTeacher(stage.key, survey.student, trained.params, trained.identity)
+        measured = preparation.task.evaluate(survey, loaded, index=0, taught=True)
     row = {
         "name": stage.name,
         "key": stage.key,
@@ -107,13 +111,13 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
         "teacher": [teacher.label for teacher in stage.teachers] or None,
         "given": False,
         **_model_facts(survey.student, trained.params),
-        "eval": preparation.task.evaluate(survey, loaded, index=0, taught=True),
+        "eval": measured,
         "train": trained.measured,
     }
     record = {"checkpoint": trained.step, "identity": trained.identity, "row": row}
     if swept is not None:
         record["sweep"] = summary_rows(swept, row)
-        row["chosen"] = swept.chosen
+        row["chosen"] = swept.winner["sweep"]
 
     def leave() -> None:
         directory = stage.directory / "student"

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves: the student that is handed on, and of each what it is called, its numbers and metrics."""
+    """What a sweep leaves: the best student and its row, and the rows of all: names, numbers and metrics."""
 
     best: Trained
-    chosen: dict[str, float]
+    winner: dict[str, Any]
     rows: tuple[dict[str, Any], ...]
 
 
@@ -44,7 +44,7 @@ def run_sweep(task: Task, survey: Survey, console: Console) -> SweepResult:
         rows.append({"name": f"{stage.name} ({variant.label})", "sweep": variant.numbers, "eval": evaluated})
     console.print(f"{stage.key}: {stage.variants[leader].label} is handed on, of {len(students)} students")
     hand_on(job, trained[leader])
-    return SweepResult(trained[leader], stage.variants[leader].numbers, tuple(rows))
+    return SweepResult(trained[leader], rows[leader], tuple(rows))
 
 
 def swept_students(task: Task, survey: Survey) -> list[SweptStudent]:
