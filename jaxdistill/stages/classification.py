@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Classification:
         self.inputs = loading.inputs
         self.encoders = Encoders(loading, "classification")
         self._logits: dict[tuple[str, str], np.ndarray] = {}
+        self._stored: dict[Path, np.ndarray] = {}
 
     # --- before anything is loaded -----------------------------------------------------------------------------------
 
@@ -170,6 +172,7 @@ class Classification:
         assert train is not None
         assert validation is not None
         loaded = [self.teacher(teacher, survey) for teacher in stage.teachers]
+        files = self.files(survey) if stage.teacher_cache == "disk" and not self.loading.untrained else []
         teachers: list[Teacher] = []
         teacher_params: list[Params] = []
         for place, (teacher, index) in enumerate(zip(loaded, survey.teacher_tokenizer_indices, strict=True)):
@@ -177,9 +180,8 @@ class Classification:
                 teachers.append(OnlineTeacher(teacher.model, index))
                 teacher_params.append(teacher.params)
                 continue
-            if stage.teacher_cache == "disk" and not self.loading.untrained:
-                files = self.files(survey)[place]
-                cached = stored_logits(opened_cache(files, self.loading), len(train))
+            if files:
+                cached = self._stored_logits(files[place])
             else:
                 cached = self.logits(teacher, train, index=index, batch_size=stage.config.evaluate.batch_size)
             teachers.append(CachedTeacher())
@@ -193,6 +195,12 @@ class Classification:
             data_fingerprints=[train.fingerprint, validation.fingerprint],
             validate=self._validation(survey, validation),
         )
+
+    def _stored_logits(self, files: TeacherFiles) -> np.ndarray:
+        """What a cache holds, read once for all seeds and students that learn from it."""
+        if files.directory not in self._stored:
+            self._stored[files.directory] = stored_logits(opened_cache(files, self.loading), files.rows)
+        return self._stored[files.directory]
 
     def _validation(self, survey: ClassificationSurvey, dataset: data.TokenizedDataset) -> Any:
         """The measurement that chooses checkpoints; the teachers' logits are computed once, here."""
