@@ -8,7 +8,7 @@ from rich.console import Console
 
 from jaxdistill import data
 from jaxdistill.config import build_chain
-from jaxdistill.config.chain import ChainStage
+from jaxdistill.config.chain import Chain, ChainStage
 from jaxdistill.config.schema import Run
 from jaxdistill.errors import ConfigError
 from jaxdistill.parallel import use_compilation_cache
@@ -47,7 +47,7 @@ def build_caches(
             f"{f'stages.{stage}' if stage else 'the run'}: no teacher_cache: disk there; write it, or add "
             "teacher_cache=disk to the command"
         )
-    waiting = {each.key: _untrained(chain.directory, chain.stage, each) for each in cached}
+    waiting = {each.key: _untrained(chain, each) for each in cached}
     ready = [each for each in cached if not waiting[each.key]]
     if not ready:
         stages = ", ".join(dict.fromkeys(name for names in waiting.values() for name in names))
@@ -79,7 +79,7 @@ def build_caches(
     return list(rows.values())
 
 
-def _untrained(directory: Any, stage_of: Any, stage: ChainStage) -> list[str]:
+def _untrained(chain: Chain, stage: ChainStage) -> list[str]:
     """Stages among the teachers that have not finished."""
-    theirs = [stage_of(teacher.stage) for teacher in stage.teachers if teacher.stage is not None]
+    theirs = [chain.stage(teacher.stage) for teacher in stage.teachers if teacher.stage is not None]
     return [each.key for each in theirs if read_record(each.directory) is None]
