@@ -15,10 +15,10 @@ from jaxdistill.export.model_card import model_card
 from jaxdistill.models.convert.save import MAX_SHARD_BYTES
 from jaxdistill.run_directory import (
     handed_on,
-    is_run_directory,
     load_summary,
     read_record,
     resolve_model,
+    stage_of,
     student_directory,
 )
 from jaxdistill.typing import Params
@@ -26,6 +26,9 @@ from jaxdistill.typing import Params
 DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION = "generation_config.json"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+_Origin = tuple[Path, str] | None
+"""The run directory and the key of the stage whose student is exported; None: it is none's."""
 
 
 def export_stage(
@@ -63,9 +66,9 @@ def export_stage(
     output = Path(output)
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    directory, stage_directory = _locate(source, stage, seed)
+    directory, origin = _locate(source, stage, seed)
     _check_output(output, directory, force=force)
-    model, params = _factorised(directory, stage_directory) if factorised else _load(directory)
+    model, params = _factorised(directory, origin) if factorised else _load(directory)
     tokenizer = data.load_tokenizer(directory)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -78,15 +81,15 @@ def export_stage(
                 _cast(staged, dtype)
             if model.task == "causal_lm":
                 _write_generation_config(model, directory, staged)
-            (staged / "README.md").write_text(_card(stage_directory, output, model, factorised), encoding="utf-8")
+            (staged / "README.md").write_text(_card(origin, output, model, factorised), encoding="utf-8")
             _replace(output, staged, Path(temporary) / "old")
     except OSError as error:
         raise ExternalError(f"{output}: cannot be written ({error.strerror or error}); choose another") from error
     return output
 
 
-def _locate(source: str | Path, stage: str | None, seed: int | None) -> tuple[Path, Path | None]:
-    """The Hugging Face directory to export, and the stage's directory it belongs to, if any."""
+def _locate(source: str | Path, stage: str | None, seed: int | None) -> tuple[Path, _Origin]:
+    """The Hugging Face directory to export, and whose student it is, if any stage's."""
     if stage is not None:
         directory = student_directory(Path(source), stage, seed=seed)
     elif seed is not None:
@@ -94,8 +97,7 @@ def _locate(source: str | Path, stage: str | None, seed: int | None) -> tuple[Pa
     else:
         directory = models.resolve(resolve_model(str(source)))
     directory = directory.resolve()
-    in_run = directory.name == "student" and any(is_run_directory(parent) for parent in directory.parents)
-    return directory, directory.parent if in_run else None
+    return directory, stage_of(directory) if directory.name == "student" else None
 
 
 def _check_output(output: Path, directory: Path, *, force: bool) -> None:
@@ -131,16 +133,16 @@ def _load(directory: Path) -> tuple[models.Model, Params]:
     return models.from_pretrained(directory, task=task)
 
 
-def _factorised(directory: Path, stage_directory: Path | None) -> tuple[models.Model, Params]:
+def _factorised(directory: Path, origin: _Origin) -> tuple[models.Model, Params]:
     """A BertHash model with its table and projection apart, which a stage's student has multiplied out."""
     model, params = _load(directory)
     if model.config.model_type == "bert_hash":
         return model, params
     table = None
-    if stage_directory is not None and (record := read_record(stage_directory)) is not None:
+    if origin is not None and (record := read_record(directory.parent)) is not None:
         from jaxdistill.train.checkpoint import load_params  # Orbax, which no other export needs
 
-        trained: Any = load_params(handed_on(stage_directory, record))
+        trained: Any = load_params(handed_on(directory.parent, record))
         table = trained["embeddings"].get("word_table")
     if table is None:
         raise ModelError(f"{directory}: not a BertHash model, it has no factorised form; leave --factorised out")
@@ -182,11 +184,9 @@ def _write_generation_config(model: models.Model, source: Path, directory: Path)
         (directory / _GENERATION).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def _card(stage_directory: Path | None, output: Path, model: models.Model, factorised: bool) -> str:
+def _card(origin: _Origin, output: Path, model: models.Model, factorised: bool) -> str:
     """The model card, with the chain and its numbers if the model is a run's."""
-    summary, key = {}, ""
-    if stage_directory is not None:
-        run = next(parent for parent in stage_directory.parents if is_run_directory(parent))
-        summary, key = load_summary(run), str(stage_directory.relative_to(run / "stages"))
+    run, key = origin or (None, "")
+    summary = {} if run is None else load_summary(run)
     labels = model.config.id2label if model.task in ("classification", "token_classification") else None
     return model_card(summary, key, name=output.name, task=model.task, labels=labels, loads=not factorised)
