@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
-from tiny_chain import chain_config, final_params, run, write_config
+from tiny_chain import TINY, chain_config, final_params, run, write_config
 
 from jaxdistill.train.loop import _Loop
 from jaxdistill.train.metrics import fetch
@@ -111,3 +111,33 @@ def test_packed_updates_have_as_many_examples(runs, material: Path, tmp_path: Pa
     assert figures(output) == figures(runs["one"][0])
     assert seen["read in dispatch"] == 0
     assert 1 <= seen["program in dispatch"] <= 8
+
+
+def test_terms_and_phases_wait_for_nothing_and_compile_once_each(material: Path, tmp_path: Path) -> None:
+    """Layers, attentions and relations by learned projections, a weight that fades, then logits: one program each."""
+    config = chain_config(material, tmp_path / "run")
+    config["data"]["batching"] = "padded"  # one length
+    student = {"architecture": "bert", **TINY, "hidden_size": 8}
+    fades = {"schedule": "linear", "from": 1.0, "to": 0.0}
+    between = [
+        {"type": "hidden_state_mse", "projection": "per_pair", "weight": fades},
+        {"type": "attention_mse"},
+        {"type": "relation_kl", "layers": "last"},
+        {"type": "cosine", "projection": "shared", "weight": 0},
+    ]
+    config["stages"] = [
+        {**config["stages"][0], "train": {"steps": 2, "batch_size": 16, "steps_per_dispatch": 1}},
+        {
+            "name": "student",
+            "student": student,
+            "loss": [{"phase": "between", "terms": between}, {"phase": "logits", "terms": {"preset": "hinton"}}],
+            "train": {"steps": 8, "batch_size": 16, "log_every": 2, "steps_per_dispatch": 1},
+            "evaluate": {"every": 3},
+        },
+    ]
+    jax.clear_caches()
+    with observed() as seen:
+        run(write_config(tmp_path / "tiny.yaml", config))
+    assert seen["log"] >= 4
+    assert seen["read in dispatch"] == 0
+    assert seen["program in dispatch"] == 3  # the teacher's, and one of each phase
