@@ -97,6 +97,7 @@ def test_a_damaged_hand_over_is_trained_again(finished: Path, tmp_path: Path, ma
     assert_same_params(finished, output)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pmap_gives_the_same_student(material: Path, tmp_path: Path):
     config = chain_config(material, tmp_path / "jit")

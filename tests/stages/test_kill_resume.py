@@ -32,6 +32,7 @@ def start(config: Path) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_again_and_again(finished: Path, material: Path, tmp_path: Path):
     output = tmp_path / "run"
