@@ -16,13 +16,12 @@ from jaxdistill.distill.schedules import number
 from jaxdistill.distill.signals import Wanted
 from jaxdistill.distill.terms import CrossEntropy, LogitDivergence, Term, ZLoss
 from jaxdistill.distill.top_k_terms import TopKDivergence
-from jaxdistill.parallel import target_device
+from jaxdistill.parallel import BATCH_AXES, target_device
 from jaxdistill.typing import Array, Batch, Scalar, Signals
 
 FUSABLE = ("forward_kl", "reverse_kl", "jensen_shannon")
 """Divergences that `losses.fused_linear_distillation` knows."""
 
-BATCH_AXES = ("data", "fsdp")
 _WIDTH_AXIS, _VOCABULARY_AXIS = "fsdp", "tensor"
 _HEAD: Wanted = (("head", None),)
 _DIVERGENCES = (LogitDivergence, TopKDivergence)

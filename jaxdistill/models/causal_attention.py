@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.models.attention import same_segment
 from jaxdistill.parallel.target import target_device
 from jaxdistill.typing import Array, Bool, Float, Int
 
@@ -44,7 +45,7 @@ def causal_attention(
 
         return splash_attention(query, key, value, segments, window=window)
     if implementation == "cudnn":
-        mask = None if segments is None else _same_segment(segments)
+        mask = None if segments is None else same_segment(segments)[:, None]
         left = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask, is_causal=True, local_window_size=left, implementation="cudnn"
@@ -129,11 +130,7 @@ def causal_mask(length: int, segments: Int[Array, "B S"] | None, *, window: int 
     seen = key <= query
     if window is not None and window < length:
         seen &= query - key < window
-    return seen if segments is None else seen & _same_segment(segments)
-
-
-def _same_segment(segments: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
-    return segments[:, None, :, None] == segments[:, None, None, :]
+    return seen if segments is None else seen & same_segment(segments)[:, None]
 
 
 def _best(query: Array, key: Array) -> str:
