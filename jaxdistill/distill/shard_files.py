@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ class StoredRows:
         found: dict[str, np.ndarray] = {}
         for place, (shard, row) in enumerate(zip(shards.tolist(), (rows - self._starts[shards]).tolist(), strict=True)):
             file = self._file(shard)
-            for name in file.keys():  # noqa: SIM118  a safetensors file is no mapping
+            for name in self._names:
                 value = file.get_slice(name)[row : row + 1]
                 if name not in found:
                     found[name] = np.empty((len(rows), *value.shape[1:]), value.dtype)
@@ -187,12 +188,13 @@ class StoredRows:
 
     def whole(self) -> dict[str, np.ndarray]:
         """All rows of every array."""
-        parts = [{name: file.get_tensor(name) for name in file.keys()} for file in map(self._file, range(self._count))]  # noqa: SIM118
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        files = [self._file(shard) for shard in range(len(self.manifest.shards))]
+        return {name: np.concatenate([file.get_tensor(name) for file in files]) for name in self._names}
 
-    @property
-    def _count(self) -> int:
-        return len(self.manifest.shards)
+    @cached_property
+    def _names(self) -> list[str]:
+        """Of the arrays, the same in every shard."""
+        return list(self._file(0).keys())
 
     def _file(self, shard: int) -> Any:
         """The shard's file, mapped once in each thread."""

@@ -16,9 +16,9 @@ from jaxdistill.stages.chain_table import print_chain
 from jaxdistill.stages.loading import Survey
 from jaxdistill.stages.prepare import Preparation
 from jaxdistill.stages.sweep import swept_students
-from jaxdistill.train.job import Job, make_step
+from jaxdistill.train.job import Job, fresh_state, make_step
 from jaxdistill.train.memory import planned_bytes
-from jaxdistill.train.state import TrainState, init_state
+from jaxdistill.train.state import TrainState
 from jaxdistill.train.step import TrainStep
 from jaxdistill.train.sweep import fresh_students, make_swept_step
 
@@ -67,9 +67,7 @@ def _fresh(preparation: Preparation, survey: Survey, job: Job) -> tuple[TrainSte
         step, optimizer, _ = make_swept_step(job, students, mesh)
         return step, step.put_state(fresh_students(students, optimizer, mesh))
     step, optimizer, _ = make_step(job, mesh)
-    key, projections = jax.random.key(job.seed), job.objective.projections
-    state = init_state(job.initial_params(), optimizer, key, step.mesh, model=job.student, projections=projections)
-    return step, step.put_state(state)
+    return step, step.put_state(fresh_state(job, optimizer, step.mesh))
 
 
 def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -20,6 +21,7 @@ from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.cost import dispatch_steps
 from jaxdistill.train.memory import StepMemory, memory_breakdown
 from jaxdistill.train.optimizer import build_optimizer
+from jaxdistill.train.state import TrainState, init_state
 from jaxdistill.train.step import TrainStep, make_train_step
 from jaxdistill.typing import Batch, Params
 
@@ -111,6 +113,12 @@ def _make_step(
         teacher_layout=parallel.teacher,
     )
     return step, optimizer, schedule
+
+
+def fresh_state(job: Job, optimizer: GuardedTransformation, mesh: Mesh) -> TrainState:
+    """The student's state before the first step, from the job's initial parameters and its seed."""
+    key, projections = jax.random.fold_in(jax.random.key(job.seed), 1), job.objective.projections
+    return init_state(job.initial_params(), optimizer, key, mesh, model=job.student, projections=projections)
 
 
 def steps_per_dispatch(job: Job) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jax
 import optax
 from jax.sharding import Mesh
 
 from jaxdistill.train.checkpoint import Checkpoints, Restored
-from jaxdistill.train.job import Job, make_step
-from jaxdistill.train.state import TrainState, init_state
+from jaxdistill.train.job import Job, fresh_state, make_step
+from jaxdistill.train.state import TrainState
 from jaxdistill.train.step import TrainStep
 from jaxdistill.typing import Params
 
@@ -99,15 +98,7 @@ class OneStudent:
 
     def fresh(self) -> TrainState:
         """From the job's initial parameters."""
-        start = jax.random.fold_in(jax.random.key(self.job.seed), 1)
-        return init_state(
-            self.job.initial_params(),
-            self._optimizer,
-            start,
-            self.mesh,
-            model=self.job.student,
-            projections=self.job.objective.projections,
-        )
+        return fresh_state(self.job, self._optimizer, self.mesh)
 
     def template(self) -> Any:
         """Of a plain state."""

@@ -77,22 +77,13 @@ def make_train_step(
       ConfigError: accumulate < 1, the objective reads a teacher and there is none, `pmap` on a mesh of other axes than
         `data`, or a mesh that cannot share the heads of student or teacher.
     """
-    if accumulate < 1:
-        raise ConfigError(f"accumulate: {accumulate} micro-batches; at least 1 is needed")
-    if objective.teacher_outputs and not teachers:
-        raise ConfigError(f"the loss reads {', '.join(objective.teacher_outputs)} of a teacher, but none was given")
     mesh = mesh if mesh is not None else make_mesh(devices=jax.devices()[:1])
-    if objective.coupled and (accumulate > 1 or (strategy == "pmap" and mesh.size > 1)):
-        raise ConfigError(
-            "the loss compares the examples of a batch with one another, and micro-batches or pmap's devices would see "
-            "only a part of them; use accumulate: 1 and strategy: jit"
-        )
     program = StepProgram(student, tuple(teachers), objective, guarded(optimizer), accumulate)
     return TrainStep(program, mesh, strategy=strategy, donate=donate, teacher_layout=teacher_layout)
 
 
 class TrainStep:
-    """A compiled step and the placement it expects; made by `make_train_step`.
+    """A compiled step and the placement it expects; made by `make_train_step`, or of a program of another kind.
 
     State, teacher parameters and batches are placed by `put_state`, `put_params` and `put_batch`, and `get_state` gives
     the ordinary state back: the same calls whatever the strategy. Under `jit`, a state made by `init_state` for the
@@ -109,6 +100,7 @@ class TrainStep:
         donate: bool,
         teacher_layout: Layout = "same",
     ) -> None:
+        _check_program(program, mesh, strategy)
         self.mesh = mesh
         self.strategy = strategy
         self.trace_count = 0
@@ -324,6 +316,20 @@ class TrainStep:
             raise ValueError(
                 "under pmap the state has one copy per device: pass it through step.put_state(state) first"
             )
+
+
+def _check_program(program: StepProgram, mesh: Mesh, strategy: str) -> None:
+    """Raises what `make_train_step` says of them."""
+    objective, accumulate = program.objective, program.accumulate
+    if accumulate < 1:
+        raise ConfigError(f"accumulate: {accumulate} micro-batches; at least 1 is needed")
+    if objective.teacher_outputs and not program.teachers:
+        raise ConfigError(f"the loss reads {', '.join(objective.teacher_outputs)} of a teacher, but none was given")
+    if objective.coupled and (accumulate > 1 or (strategy == "pmap" and mesh.size > 1)):
+        raise ConfigError(
+            "the loss compares the examples of a batch with one another, and micro-batches or pmap's devices would see "
+            "only a part of them; use accumulate: 1 and strategy: jit"
+        )
 
 
 def _model_of(teacher: Teacher) -> Model | None:

@@ -17,11 +17,11 @@ from rich.console import Console
 from jaxdistill.parallel import make_mesh, replicate
 from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, Restored, load_params
-from jaxdistill.train.job import Job
+from jaxdistill.train.job import Job, fresh_state
 from jaxdistill.train.learner import Choice, Evaluation
 from jaxdistill.train.loop import Trained, train
 from jaxdistill.train.optimizer import build_optimizer
-from jaxdistill.train.state import TrainState, init_state
+from jaxdistill.train.state import TrainState
 from jaxdistill.train.step import TrainStep
 from jaxdistill.train.swept import SweptProgram, common_objective, student_of
 from jaxdistill.tree import tree_digest
@@ -70,17 +70,7 @@ def hand_on(job: Job, trained: Trained) -> None:
 
 def fresh_students(students: Sequence[SweptStudent], optimizer: GuardedTransformation, mesh: Mesh) -> TrainState:
     """The students' states before the first step, stacked on a leading axis."""
-    states = [
-        init_state(
-            student.job.initial_params(),
-            optimizer,
-            jax.random.fold_in(jax.random.key(student.job.seed), 1),
-            mesh,
-            model=student.job.student,
-            projections=student.job.objective.projections,
-        )
-        for student in students
-    ]
+    states = [fresh_state(student.job, optimizer, mesh) for student in students]
     return replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), mesh)
 
 

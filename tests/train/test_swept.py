@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy_encoder import ToyEncoder, make_batch
 
-from jaxdistill.config.loss_schema import CrossEntropyTerm, DivergenceTerm
+from jaxdistill.config.loss_schema import CorrelationTerm, CrossEntropyTerm, DivergenceTerm
 from jaxdistill.config.schema import ParallelConfig, TrainConfig
 from jaxdistill.data.stacking import stack
 from jaxdistill.distill import OnlineTeacher, make_objective
@@ -112,3 +112,17 @@ def test_a_student_that_diverges_stops_alone():
 def test_terms_that_no_student_has_together():
     with pytest.raises(ConfigError, match="no combination has every term"):
         common_objective([objective(1.0, 1.0), objective(1.0, 0.0)])
+
+
+def test_micro_batches_of_a_loss_that_compares_examples_are_refused():
+    program = SweptProgram(
+        STUDENT,
+        (OnlineTeacher(TEACHER),),
+        make_objective([CorrelationTerm("dist")], [1.0]),
+        optimizer(1e-2),
+        2,
+        {},
+        (1.0,),
+    )
+    with pytest.raises(ConfigError, match="compares the examples of a batch"):
+        TrainStep(program, make_mesh(ParallelConfig(data=1)), strategy="jit", donate=True)
