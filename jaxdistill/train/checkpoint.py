@@ -20,7 +20,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,11 +37,19 @@ from jaxdistill.parallel.distributed import is_lead_host
 from jaxdistill.parallel.hosts import on_every_host, on_lead_host
 from jaxdistill.train import checkpoint_arrays as arrays
 from jaxdistill.train import manifest as manifests
-from jaxdistill.train.manifest import DamagedError, Manifest, file_digest
+from jaxdistill.train.checkpoint_steps import (
+    damage_of,
+    discard_if_damaged,
+    list_steps,
+    own_share,
+    set_aside,
+    step_directories,
+    valid_manifests,
+)
+from jaxdistill.train.manifest import Manifest, file_digest
 
 __all__ = ["Checkpoints", "Restored", "discard_if_damaged", "file_digest", "list_steps", "load_params"]
 
-_STEP = re.compile(r"0|[1-9]\d*")
 _LEFTOVER = re.compile(r"\d+\.(saving|deleting)(\..*)?")
 _SHOWN = 12
 
@@ -161,7 +169,7 @@ class Checkpoints:
 
     def exists(self) -> bool:
         """Whether any step was ever committed here, whole or damaged by now: then `restore` must not be skipped."""
-        return on_lead_host(lambda: bool(_step_directories(self.directory)))
+        return on_lead_host(lambda: bool(step_directories(self.directory)))
 
     def steps(self) -> list[int]:
         """Committed steps with a valid manifest, ascending; a save in flight is not among them."""
@@ -176,7 +184,7 @@ class Checkpoints:
         return on_lead_host(self._best)
 
     def _best(self) -> int | None:
-        values = {step: manifest.best_value for step, manifest in _manifests(self.directory).items()}
+        values = {step: manifest.best_value for step, manifest in valid_manifests(self.directory).items()}
         candidates = [(value, step) for step, value in values.items() if value is not None]
         if self._best_mode is None or not candidates:
             return None
@@ -198,14 +206,14 @@ class Checkpoints:
             template's (all differences are listed, before anything is loaded).
         """
         self.wait()
-        found = on_lead_host(lambda: _step_directories(self.directory))
+        found = on_lead_host(lambda: step_directories(self.directory))
         candidates = sorted(found, reverse=True) if step is None else [step]
         if not candidates:
             raise CheckpointError(f"{self.directory}: no checkpoint here; train the stage first")
         bad: list[tuple[Path, str]] = []
         for candidate in candidates:
             path = self.directory / str(candidate)
-            damage = _damage(path, check=partial(self._check, path, template_state=template_state))
+            damage = damage_of(path, check=partial(self._check, path, template_state=template_state))
             if damage is not None:
                 bad.append((path, damage))
                 continue
@@ -219,7 +227,7 @@ class Checkpoints:
                 metrics=manifest.metrics,
                 warnings=tuple(
                     f"damaged checkpoint {why}; going on from step {path.name} instead "
-                    f"(the damaged one is now {on_lead_host(partial(_set_aside, where))})"
+                    f"(the damaged one is now {on_lead_host(partial(set_aside, where))})"
                     for where, why in bad
                 ),
             )
@@ -264,7 +272,7 @@ class Checkpoints:
             try:
                 on_every_host(partial(arrays.check_room, saving, copies))
                 on_every_host(partial(arrays.write, saving, copies))
-                records = on_every_host(lambda: [*manifests.file_records(saving, share=_share()).items()])
+                records = on_every_host(lambda: [*manifests.file_records(saving, share=own_share()).items()])
                 files = {name: record for part in records for name, record in part}
                 on_lead_host(lambda: manifests.write(saving, replace(about, files=files)))
             except BaseException:
@@ -296,32 +304,6 @@ class Checkpoints:
                 shutil.rmtree(doomed)
 
 
-def list_steps(directory: Path) -> list[int]:
-    """Steps with a valid manifest in a checkpoints directory, ascending; reads only, so anyone may ask."""
-    return sorted(_manifests(directory))
-
-
-def discard_if_damaged(directory: Path, step: int) -> str | None:
-    """Check one step; if it is damaged, set it aside and delete the later ones, so that training goes on before it.
-
-    Returns:
-      One line on what was wrong and what follows, or None if the step is whole.
-    """
-    why = _damage(directory / str(step))
-    return None if why is None else on_lead_host(partial(_discard, directory, step, why))
-
-
-def _discard(directory: Path, step: int, why: str) -> str:
-    path = directory / str(step)
-    for later in _step_directories(directory):
-        if later > step:
-            shutil.rmtree(directory / str(later))
-    aside = _set_aside(path) if path.exists() else "gone"
-    before = list_steps(directory)
-    start = f"step {before[-1]}" if before else "the beginning"
-    return f"damaged checkpoint {why}; training again from {start} (the damaged one is now {aside})"
-
-
 def load_params(step_dir: Path, *, sharding: Any = None) -> dict[str, Any]:
     """The parameters alone of one checkpoint: what a stage hands to the next.
 
@@ -339,7 +321,7 @@ def load_params(step_dir: Path, *, sharding: Any = None) -> dict[str, Any]:
         other parameters.
     """
     step_dir = Path(step_dir)
-    damage = _damage(step_dir, alone=sharding is None)
+    damage = damage_of(step_dir, alone=sharding is None)
     if damage is not None:
         raise CheckpointError(
             f"{damage}; put this checkpoint back from a copy, or delete the stage's directory to train it anew"
@@ -354,64 +336,6 @@ def load_params(step_dir: Path, *, sharding: Any = None) -> dict[str, Any]:
             raise CheckpointError(f"{step_dir}: its parameters are not those to be placed: {reason}") from error
         wanted = arrays.flatten({"params": placed})
     return arrays.nested_params(arrays.read(step_dir, wanted, alone=sharding is None))
-
-
-def _damage(step_dir: Path, *, check: Callable[[Manifest], None] | None = None, alone: bool = False) -> str | None:
-    """What is wrong with a step's files, or None: every process reads its share of them, or all of them `alone`.
-
-    `check` is given the manifest before anything else is read, and raises what it does not like.
-    """
-
-    def examine(share: tuple[int, int]) -> str | None:
-        try:
-            manifest = manifests.read(step_dir)
-            if check is not None:
-                check(manifest)
-            manifests.verify(step_dir, manifest, share=share)
-        except DamagedError as error:
-            return str(error)
-        return None
-
-    if alone:
-        return examine((0, 1))
-    return next((found for found in on_every_host(lambda: examine(_share())) if found is not None), None)
-
-
-def _share() -> tuple[int, int]:
-    """(number of this process, number of processes)."""
-    return jax.process_index(), jax.process_count()
-
-
-def _step_directories(directory: Path) -> list[int]:
-    """Every directory named as a step, whole or not."""
-    try:
-        return sorted(
-            int(entry.name) for entry in directory.iterdir() if _STEP.fullmatch(entry.name) and entry.is_dir()
-        )
-    except FileNotFoundError:
-        return []
-
-
-def _manifests(directory: Path) -> dict[int, Manifest]:
-    """The valid manifests of a checkpoints directory by step."""
-    found = {}
-    for step in _step_directories(directory):
-        try:
-            found[step] = manifests.read(directory / str(step))
-        except DamagedError:
-            continue
-    return found
-
-
-def _set_aside(path: Path) -> str:
-    """Rename a damaged step so that a later save finds its name free; returns its name now."""
-    number, aside = 1, path.with_name(f"{path.name}.corrupt")
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.corrupt.{number}")
-    with atomic.disk_errors(path, doing="rename"):
-        path.rename(aside)
-    return aside.name
 
 
 def _short(fingerprint: str | None) -> str:
