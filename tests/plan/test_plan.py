@@ -179,6 +179,7 @@ def test_searching_finds_what_fits_and_a_run_takes_it(directory, tmp_path):
     seconds = [row["seconds_per_million_tokens"] for row in found.rows]
     assert seconds == sorted(seconds)
     written = write_overrides(found, tmp_path / "overrides", directory / "chain.yaml", Console(quiet=True))
+    assert written is not None
     changed = load_run(directory / "chain.yaml", written.read_text().split())
     assert changed == found.winner.of(run)
 
@@ -206,7 +207,7 @@ def test_stages_that_are_not_there(directory):
 
 def test_a_roofline_is_the_longest_of_what_is_waited_for():
     chip = CHIPS["v5e"]
-    roof = formula.roofline(chip, flops=197e12, arguments=10**9, temporaries=10**9, collectives={"all-gather": 18e10})
+    roof = formula.roofline(chip, flops=197e12, arguments=10**9, temporaries=10**9, collectives={"all-gather": 180 * 10**9})
     assert roof is not None
     assert (roof.compute, roof.network) == (1.0, 1.0)
     assert roof.seconds == 1.0
