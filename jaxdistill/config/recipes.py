@@ -110,7 +110,9 @@ def expand_loss(loss: LossConfig | None, *, has_teacher: bool) -> tuple[TermConf
 
     - `hinton` (arXiv:1503.02531), `txtai` (pure KL unless alpha says else) and `llama`: α·KL + (1−α)·CE.
     - `distilbert` (arXiv:1910.01108): 5·KL + 2·CE + 1·cosine of the last hidden states.
-    - `pkd` (arXiv:1908.09355): α·KL + (1−α)·CE + β·patient, the mean over the mapped layers.
+    - `pkd` (arXiv:1908.09355): α·KL + (1−α)·CE + β·patient, the mean over the mapped layers. As in the paper's formula,
+      patient is a sum over a state's components; the authors' code takes their mean, so that its β = 500 of 768
+      components is 0.65 here, and the paper's 500 outweighs everything else.
     - `minilm` (arXiv:2002.10957): KL of the last layers' attention + KL of their value relations.
     - `minilm_v2` (arXiv:2012.15828): KL of query, key and value relations, added up.
 
