@@ -155,12 +155,13 @@ def test_losses_and_gradients_are_those_of_padded_rows(terms):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6 * largest), its, gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "devices", "accumulate"),
     [
         pytest.param("jit", 1, 2, id="parts"),
-        pytest.param("jit", 8, 1, id="mesh", marks=pytest.mark.slow),
-        pytest.param("pmap", 4, 2, id="pmap", marks=pytest.mark.slow),
+        pytest.param("jit", 8, 1, id="mesh"),
+        pytest.param("pmap", 4, 2, id="pmap", marks=pytest.mark.long),
     ],
 )
 def test_any_split_of_packed_rows_is_the_same_update(strategy, devices, accumulate):

@@ -207,7 +207,9 @@ def test_stages_that_are_not_there(directory):
 
 def test_a_roofline_is_the_longest_of_what_is_waited_for():
     chip = CHIPS["v5e"]
-    roof = formula.roofline(chip, flops=197e12, arguments=10**9, temporaries=10**9, collectives={"all-gather": 180 * 10**9})
+    roof = formula.roofline(
+        chip, flops=197e12, arguments=10**9, temporaries=10**9, collectives={"all-gather": 180 * 10**9}
+    )
     assert roof is not None
     assert (roof.compute, roof.network) == (1.0, 1.0)
     assert roof.seconds == 1.0

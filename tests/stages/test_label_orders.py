@@ -60,7 +60,8 @@ def teacher(rows: Path, material: Path, tmp_path_factory: pytest.TempPathFactory
     return directory
 
 
-@pytest.mark.parametrize("cache", [pytest.param("off", marks=pytest.mark.slow), "memory"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [pytest.param("off", marks=pytest.mark.long), "memory"])
 def test_each_stage_is_taught_in_its_own_order(rows: Path, material: Path, teacher: Path, tmp_path: Path, cache: str):
     """The students start from the teacher and learn from it alone: a class out of place in either would show."""
     start = {"layers": "uniform", "embeddings": "copy"}

@@ -179,6 +179,7 @@ def test_a_mesh_changes_nothing(material: Path, written: Path, tmp_path: Path) -
     assert measured[1] == pytest.approx(measured[0], rel=1e-3)
 
 
+@pytest.mark.long
 def test_an_8_bit_teachers_drift_is_bounded(material: Path, written: Path, tmp_path: Path) -> None:
     """Measured where the task's labels are."""
     pytest.importorskip("qwix")

@@ -112,6 +112,7 @@ def test_a_teacher_of_other_tokens_is_refused_by_the_first_that_differs(material
     assert "differ: token 8 is 'w5' in the first and 'other' in the second" in line
 
 
+@pytest.mark.slow
 def test_padded_vocabularies_are_cut_to_the_tokens_there_are(material: Path, tmp_path: Path) -> None:
     raw = with_teacher(text_config(material, tmp_path / "run"), write_teacher(tmp_path, vocab_size=64))
     raw["stages"][0]["student"] = {**SHAPE, "vocab_size": 48}
@@ -156,6 +157,7 @@ def recording() -> Console:
     return Console(record=True, width=200, file=io.StringIO())
 
 
+@pytest.mark.slow
 def test_every_start_is_the_same_wherever_it_is_laid_out(trained: Path, material: Path, tmp_path: Path) -> None:
     """Drawn, pretrained and taken from a teacher: spread over a mesh as they are made, and whole."""
     teacher = {"pretrained": str(trained / "stages" / "teacher" / "student")}

@@ -57,7 +57,8 @@ def test_stages_with_a_teacher_train_on_it_and_the_others_do_not(config: Path) -
     assert len(dataset(preparation, surveys["assistant"], "test")) == 48
 
 
-@pytest.mark.parametrize("cache", [pytest.param("off", marks=pytest.mark.slow), "memory"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [pytest.param("off", marks=pytest.mark.long), "memory"])
 def test_a_chain_with_unlabelled_text_runs(config: Path, cache: str) -> None:
     summary = run(config, f"teacher_cache={cache}", "stages.1.train.epochs=1").to_dict()
     teacher, assistant, scratch = summary["stages"]

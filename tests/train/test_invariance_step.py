@@ -40,6 +40,7 @@ def test_any_split_of_a_batch_is_the_same_update(toy_step, strategy, devices, ac
     assert_same_step(one_step(*TOY, BATCH, strategy=strategy, devices=devices, accumulate=accumulate), toy_step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "devices", "accumulate"), [("jit", 8, 2), ("pmap", 8, 1)])
 def test_any_split_is_the_same_update_of_real_encoders(bert_step, strategy, devices, accumulate):
     assert_same_step(one_step(*BERT, BATCH, strategy=strategy, devices=devices, accumulate=accumulate), bert_step)

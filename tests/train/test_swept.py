@@ -60,7 +60,8 @@ def teacher_params(step):
     return step.put_params([jax.jit(TEACHER.init)(jax.random.key(7))])
 
 
-@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (2, 2)])
 def test_each_student_is_as_if_alone(devices, accumulate):
     mesh = make_mesh(ParallelConfig(data=devices))
     step, state = swept(VARIANTS, mesh, accumulate)
