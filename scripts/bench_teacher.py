@@ -72,7 +72,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     keep_freed_memory()  # as `jaxdistill run` does
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from jaxdistill import data, models
@@ -85,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from jaxdistill.train.dispatch import Groups
     from jaxdistill.train.optimizer import build_optimizer
     from jaxdistill.train.step import StepProgram, TrainStep
-    from jaxdistill.train.swept import SweptProgram, common_objective
+    from jaxdistill.train.swept import CommonObjective, SweptProgram, SweptState
 
     source = SourceConfig(path=str(arguments.data), limit=arguments.rows)
     rows = data.load_rows(DataConfig(text=("sentence",)), source)
@@ -109,9 +108,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     if count == 1:
         state, program = states[0], StepProgram(student, (taught,), objective(2.0), optimizer, 1)
     else:
-        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        base, numbers = common_objective([objective(1.0 + index) for index in range(count)])
-        program = SweptProgram(student, (taught,), base, optimizer, 1, numbers, (1.0,) * count)
+        objectives = [objective(1.0 + index) for index in range(count)]
+        common = CommonObjective.of(objectives)
+        state = SweptState.stacked(states, common.numbers(objectives), (1.0,) * count)
+        program = SweptProgram(student, (taught,), common.objective, optimizer, 1)
     step = TrainStep(program, mesh, strategy="jit", donate=True)
     state, params = step.put_state(state), step.put_params((teacher_params,))
     size = arguments.batch_size

@@ -15,7 +15,7 @@ from jaxdistill.parallel import make_mesh
 from jaxdistill.stages.chain_table import print_chain
 from jaxdistill.stages.loading import Survey
 from jaxdistill.stages.prepare import Preparation
-from jaxdistill.stages.sweep import swept_students
+from jaxdistill.stages.sweep import common_of, swept_students
 from jaxdistill.train.job import Job, fresh_state, make_step
 from jaxdistill.train.memory import planned_bytes
 from jaxdistill.train.state import TrainState
@@ -64,8 +64,9 @@ def _fresh(preparation: Preparation, survey: Survey, job: Job) -> tuple[TrainSte
     mesh = make_mesh(job.parallel)
     if survey.stage.variants:
         students = swept_students(preparation.task, survey)
-        step, optimizer, _ = make_swept_step(job, students, mesh)
-        return step, step.put_state(fresh_students(students, optimizer, mesh))
+        common = common_of(students)
+        step, optimizer = make_swept_step(job, common, mesh)
+        return step, step.put_state(fresh_students(job, students, common, optimizer, mesh))
     step, optimizer, _ = make_step(job, mesh)
     return step, step.put_state(fresh_state(job, optimizer, step.mesh))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from jaxdistill.stages.loading import LoadedTeacher, Survey
 from jaxdistill.train.job import Job
 from jaxdistill.train.loop import Trained
 from jaxdistill.train.sweep import SweptStudent, hand_on, train_sweep
+from jaxdistill.train.swept import CommonObjective
 
 if TYPE_CHECKING:
     from jaxdistill.stages.prepare import Task
@@ -36,15 +38,16 @@ def run_sweep(task: Task, survey: Survey, console: Console) -> SweepResult:
     """
     stage, students = survey.stage, swept_students(task, survey)
     job: Job = task.job(survey)
-    trained, leader = train_sweep(job, students, console)
+    outcome = train_sweep(job, students, common_of(students), console)
     rows = []
-    for variant, each in zip(stage.variants, trained, strict=True):
+    for variant, each in zip(stage.variants, outcome.students, strict=True):
         loaded = LoadedTeacher(f"{stage.key} ({variant.label})", survey.student, each.params, each.identity)
         evaluated = task.evaluate(survey, loaded, index=0, taught=True)
         rows.append({"name": f"{stage.name} ({variant.label})", "sweep": variant.numbers, "eval": evaluated})
+    leader = outcome.leader
     console.print(f"{stage.key}: {stage.variants[leader].label} is handed on, of {len(students)} students")
-    hand_on(job, trained[leader])
-    return SweepResult(trained[leader], rows[leader], tuple(rows))
+    hand_on(job, outcome.students[leader])
+    return SweepResult(outcome.students[leader], rows[leader], tuple(rows))
 
 
 def swept_students(task: Task, survey: Survey) -> list[SweptStudent]:
@@ -53,6 +56,11 @@ def swept_students(task: Task, survey: Survey) -> list[SweptStudent]:
         SweptStudent(variant.label, _job(task, survey, variant), variant.learning_rate)
         for variant in survey.stage.variants
     ]
+
+
+def common_of(students: Sequence[SweptStudent]) -> CommonObjective:
+    """What the losses of students have in common: one program trains them."""
+    return CommonObjective.of([student.job.objective for student in students])
 
 
 def summary_rows(result: SweepResult, row: dict[str, Any]) -> list[dict[str, Any]]:

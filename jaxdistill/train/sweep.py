@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,20 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxdistill.parallel import make_mesh, replicate
+from jaxdistill.config.schema import ParallelConfig, TrainConfig
+from jaxdistill.distill.objective import Objective
+from jaxdistill.distill.teacher import Teacher
+from jaxdistill.models import Model
+from jaxdistill.parallel import make_mesh, replicate, replicated
 from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, Restored, load_params
 from jaxdistill.train.job import Job, fresh_state
 from jaxdistill.train.learner import Choice, Evaluation
 from jaxdistill.train.loop import Trained, train
-from jaxdistill.train.optimizer import build_optimizer
-from jaxdistill.train.state import TrainState
+from jaxdistill.train.optimizer import build_optimizer, build_schedule
 from jaxdistill.train.step import TrainStep
-from jaxdistill.train.swept import SweptProgram, common_objective, student_of
+from jaxdistill.train.swept import CommonObjective, SweptProgram, SweptState, student_of
 from jaxdistill.tree import tree_digest
 from jaxdistill.typing import Params
 
@@ -37,7 +40,20 @@ class SweptStudent:
     learning_rate: float
 
 
-def train_sweep(job: Job, students: Sequence[SweptStudent], console: Console) -> tuple[list[Trained], int]:
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep comes to: each student at its best, and the best of them.
+
+    values: of each student, the stage's metric at its best; None if it was never finite, or the stage has no metric.
+    leader: index of the best student, the first of equals; without a metric the first.
+    """
+
+    students: tuple[Trained, ...]
+    values: tuple[float | None, ...]
+    leader: int
+
+
+def train_sweep(job: Job, students: Sequence[SweptStudent], common: CommonObjective, console: Console) -> SweepOutcome:
     """Train all students in one compiled step, from the newest whole checkpoint if there is one.
 
     Their batches are those of `job`, whatever their own seeds, which draw their parameters and their dropout.
@@ -45,20 +61,20 @@ def train_sweep(job: Job, students: Sequence[SweptStudent], console: Console) ->
     Args:
       job: the stage; `sweep/checkpoints` in its directory holds all students together.
       students: one or more of one shape.
+      common: what their objectives, and perhaps others', have in common. As many students of the same common objective
+        are trained by the same compiled program.
       console: where progress is shown.
-
-    Returns:
-      (what each student comes to, the index of the best by the stage's metric).
 
     Raises:
       As `loop.train_stage`.
     """
-    sweep = _Sweep(job, tuple(students), make_mesh(job.parallel))
+    sweep = _Sweep(job, tuple(students), common, make_mesh(job.parallel))
     measured = train(job, sweep, console)
-    return [
+    trained = tuple(
         Trained(step, params, tree_digest(params), {**measured, "best_step": step})
         for params, step in sweep.chosen(job.total_steps)
-    ], sweep.leader()
+    )
+    return SweepOutcome(trained, sweep.values(), sweep.leader())
 
 
 def hand_on(job: Job, trained: Trained) -> None:
@@ -68,18 +84,31 @@ def hand_on(job: Job, trained: Trained) -> None:
     checkpoints.close()
 
 
-def fresh_students(students: Sequence[SweptStudent], optimizer: GuardedTransformation, mesh: Mesh) -> TrainState:
+def fresh_students(
+    job: Job,
+    students: Sequence[SweptStudent],
+    common: CommonObjective,
+    optimizer: GuardedTransformation,
+    mesh: Mesh,
+) -> SweptState:
     """The students' states before the first step, stacked on a leading axis."""
     states = [fresh_state(student.job, optimizer, mesh) for student in students]
-    return replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), mesh)
+    numbers = common.numbers([student.job.objective for student in students])
+    rates = [student.learning_rate / job.config.train.learning_rate for student in students]
+    return replicate(SweptState.stacked(states, numbers, rates), mesh)
 
 
 class _Sweep:
     """The students' stacked state, and the parameters with which each was best."""
 
-    def __init__(self, job: Job, students: tuple[SweptStudent, ...], mesh: Mesh) -> None:
+    def __init__(self, job: Job, students: tuple[SweptStudent, ...], common: CommonObjective, mesh: Mesh) -> None:
         self.job, self.students, self.mesh, self.choice = job, students, mesh, Choice.of(job)
-        self.step, self._optimizer, self.schedule = make_swept_step(job, students, mesh)
+        self.step, self._optimizer = make_swept_step(job, common, mesh)
+        self._common = common
+        # what is logged of several learning rates is that of the first student
+        self.schedule = build_schedule(
+            replace(job.config.train, learning_rate=students[0].learning_rate), job.total_steps
+        )
         self.checkpoints = Checkpoints(
             job.directory / "sweep" / "checkpoints",
             keep=job.config.checkpoint.keep,
@@ -89,28 +118,31 @@ class _Sweep:
         self._best: list[tuple[float, int] | None] = [None] * len(students)
         self._best_params: Params = {}
 
-    def fresh(self) -> TrainState:
+    def fresh(self) -> SweptState:
         """Every student's own, stacked."""
-        stacked = fresh_students(self.students, self._optimizer, self.mesh)
+        stacked = fresh_students(self.job, self.students, self._common, self._optimizer, self.mesh)
         self._best_params = jax.tree.map(jnp.copy, stacked.params)
         return stacked
 
     def template(self) -> Any:
         """Of the stacked state, and of the parameters with which each was best."""
-        one = self.step.abstract_state()
-        stacked = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((len(self.students), *leaf.shape), leaf.dtype, sharding=leaf.sharding),
-            one,
+        count, sharding = len(self.students), replicated(self.mesh)
+        number = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=sharding)
+        states = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=leaf.sharding),
+            self.step.abstract_state(),
         )
+        numbers = {name: dict.fromkeys(keys, number) for name, keys in self._common.varying}
+        stacked = SweptState(**vars(states), numbers=numbers, rate=number)
         return {"params": stacked.params, "state": stacked}
 
-    def take_up(self, restored: Restored) -> TrainState:
+    def take_up(self, restored: Restored) -> SweptState:
         """The checkpoint's state."""
         self._best = [None if best is None else (best[0], best[1]) for best in restored.extra["best"]]
         self._best_params = restored.state["params"]
         return restored.state["state"]
 
-    def evaluate(self, state: TrainState, teacher_params: tuple[Params, ...], step: int) -> Evaluation:
+    def evaluate(self, state: Any, teacher_params: tuple[Params, ...], step: int) -> Evaluation:
         """Every student by itself; one that is better than it ever was asks for a checkpoint.
 
         Values of student i begin with `i/`; without a number they are those of the best so far.
@@ -131,7 +163,7 @@ class _Sweep:
         apart = {f"{index}/{name}": value for index, values in enumerate(every) for name, value in values.items()}
         return Evaluation(every[self.leader()] | apart, self._line(), bool(improved.any()))
 
-    def save(self, state: TrainState, step: int, *, positions: Any, tally: dict[str, Any]) -> None:
+    def save(self, state: Any, step: int, *, positions: Any, tally: dict[str, Any]) -> None:
         """All students in one checkpoint."""
         self.checkpoints.save(
             step,
@@ -147,6 +179,10 @@ class _Sweep:
         stacked = load_params(self.checkpoints.directory / str(latest))
         steps = [last if best is None else best[1] for best in self._best]
         return [(student_of(stacked, index), step) for index, step in enumerate(steps)]
+
+    def values(self) -> tuple[float | None, ...]:
+        """Of each student, the stage's metric where it was best."""
+        return tuple(None if best is None or self.choice.metric is None else best[0] for best in self._best)
 
     def leader(self) -> int:
         """The best student by the stage's metric, the first of equals; without a metric the first."""
@@ -177,15 +213,25 @@ def _select(improved: Any, new: Params, old: Params) -> Params:
     return jax.tree.map(leaf, new, old)
 
 
-def make_swept_step(
-    job: Job, students: Sequence[SweptStudent], mesh: Mesh
-) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
-    """The step of a sweep's students, with the optimizer and schedule of the first of them."""
-    objective, numbers = common_objective([student.job.objective for student in students])
-    rate = students[0].learning_rate
-    settings = replace(job.config.train, learning_rate=rate)
-    optimizer, schedule = build_optimizer(settings, job.total_steps)
-    rates = tuple(student.learning_rate / rate for student in students)
-    program = SweptProgram(job.student, job.teachers, objective, optimizer, settings.accumulate, numbers, rates)
-    step = TrainStep(program, mesh, strategy="jit", donate=True, teacher_layout=job.parallel.teacher)
-    return step, optimizer, schedule
+def make_swept_step(job: Job, common: CommonObjective, mesh: Mesh) -> tuple[TrainStep, GuardedTransformation]:
+    """The step of students of a common objective, and the optimizer, whose learning rate is the stage's own.
+
+    The rounds of a search share it.
+    """
+    settings = (job.config.train, job.total_steps, job.parallel)
+    return _make_swept_step(job.student, job.teachers, common.objective, *settings, mesh)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_swept_step(
+    student: Model,
+    teachers: tuple[Teacher, ...],
+    objective: Objective,
+    train: TrainConfig,
+    total_steps: int,
+    parallel: ParallelConfig,
+    mesh: Mesh,
+) -> tuple[TrainStep, GuardedTransformation]:
+    optimizer, _ = build_optimizer(train, total_steps)
+    program = SweptProgram(student, teachers, objective, optimizer, train.accumulate)
+    return TrainStep(program, mesh, strategy="jit", donate=True, teacher_layout=parallel.teacher), optimizer

@@ -20,7 +20,7 @@ from jaxdistill.train import init_state, make_train_step
 from jaxdistill.train.flops import jaxpr_matmul_flops
 from jaxdistill.train.optimizer import build_optimizer
 from jaxdistill.train.step import TrainStep
-from jaxdistill.train.swept import SweptProgram, common_objective, student_of
+from jaxdistill.train.swept import CommonObjective, SweptProgram, SweptState, student_of
 
 STUDENT = ToyEncoder(hidden_size=16, dropout=0.1)
 TEACHER = ToyEncoder(hidden_size=24)
@@ -47,13 +47,15 @@ def state_of(seed, rate, mesh):
 
 
 def swept(variants, mesh, accumulate=1):
-    base, numbers = common_objective([objective(temperature, weight) for temperature, weight, _, _ in variants])
+    objectives = [objective(temperature, weight) for temperature, weight, _, _ in variants]
+    common = CommonObjective.of(objectives)
     first = variants[0][2]
-    rates = tuple(rate / first for _, _, rate, _ in variants)
-    program = SweptProgram(STUDENT, (OnlineTeacher(TEACHER),), base, optimizer(first), accumulate, numbers, rates)
+    program = SweptProgram(STUDENT, (OnlineTeacher(TEACHER),), common.objective, optimizer(first), accumulate)
     states = [state_of(seed, rate, mesh) for _, _, rate, seed in variants]
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return TrainStep(program, mesh, strategy="jit", donate=True), state
+    rates = [rate / first for _, _, rate, _ in variants]
+    return TrainStep(program, mesh, strategy="jit", donate=True), SweptState.stacked(
+        states, common.numbers(objectives), rates
+    )
 
 
 def teacher_params(step):
@@ -112,18 +114,11 @@ def test_a_student_that_diverges_stops_alone():
 
 def test_terms_that_no_student_has_together():
     with pytest.raises(ConfigError, match="no combination has every term"):
-        common_objective([objective(1.0, 1.0), objective(1.0, 0.0)])
+        CommonObjective.of([objective(1.0, 1.0), objective(1.0, 0.0)])
 
 
 def test_micro_batches_of_a_loss_that_compares_examples_are_refused():
-    program = SweptProgram(
-        STUDENT,
-        (OnlineTeacher(TEACHER),),
-        make_objective([CorrelationTerm("dist")], [1.0]),
-        optimizer(1e-2),
-        2,
-        {},
-        (1.0,),
-    )
+    compares = make_objective([CorrelationTerm("dist")], [1.0])
+    program = SweptProgram(STUDENT, (OnlineTeacher(TEACHER),), compares, optimizer(1e-2), 2)
     with pytest.raises(ConfigError, match="compares the examples of a batch"):
         TrainStep(program, make_mesh(ParallelConfig(data=1)), strategy="jit", donate=True)
