@@ -2,6 +2,7 @@
 
 RUN/summary.json, config.yaml, report.html, inference.json
 RUN/stages/STAGE[.PHASE][/seed-K]/{stage.json, student/, metrics.jsonl, checkpoints/STEP/, tensorboard/}
+RUN/stages/STAGE/search.json, rounds/N/: of a stage that is a search
 """
 
 from __future__ import annotations

@@ -70,6 +70,12 @@ def _top_k_problems(run: Run, stage: StageConfig, terms: list[TermConfig], path:
             yield Problem(path, f"{message}; write a number, schedule: steps, or teacher_cache: off")
 
 
+def declared_temperatures_alone(run: Run, stage: StageConfig) -> bool:
+    """Whether a stage's teacher can be had only at temperatures that are known before it runs."""
+    kind = stage.teacher_cache or run.teacher_cache
+    return stage.teacher is not None and kind == "disk" and run.data.task == "causal_lm"
+
+
 def loss_temperatures(terms: tuple[TermConfig, ...]) -> tuple[float, ...]:
     """Temperatures at which a stage's divergences from a stored teacher are taken; ascending."""
     found: set[float] = set()

@@ -14,6 +14,7 @@ from jaxdistill.config.ladder import expand_ladders
 from jaxdistill.config.loss_schema import TermConfig
 from jaxdistill.config.recipes import stage_phases
 from jaxdistill.config.schema import Run, StageConfig
+from jaxdistill.config.searches import Search, stage_search
 from jaxdistill.config.sweeps import Variant, variants
 from jaxdistill.config.teachers import ResolvedTeacher, StageTeachers, resolve_teachers, run_order
 from jaxdistill.errors import ConfigError
@@ -26,7 +27,8 @@ class ChainStage:
     key: `student`, or `student/seed-1`; unique in the chain. data: the run's, with the stage's own keys written over.
     terms: preset or default expanded. teachers and warm_start_teacher name other stages by key. Of several phases the
     last has the stage's name, those before it have names such as `student.hint`; begins: the key of the phase whose
-    student this one goes on with. variants: the students of a sweep, which are trained together.
+    student this one goes on with. variants: the students of a sweep, which are trained together; of a search, which has
+    `search` instead, they are not known yet.
     """
 
     name: str
@@ -43,6 +45,13 @@ class ChainStage:
     phase: str | None = None
     begins: str | None = None
     variants: tuple[Variant, ...] = ()
+    search: Search | None = None
+
+    @property
+    def losses(self) -> tuple[tuple[TermConfig, ...], ...]:
+        """The terms of the stage's loss, and of those that its students have instead."""
+        known = self.variants if self.search is None else self.search.extremes
+        return (self.terms, *(variant.terms for variant in known))
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,8 @@ def _expand(
                 terms=phase.terms,
                 phase=phase.name,
                 begins=before + suffix if before else None,
-                variants=variants(stage, phase.terms, seed=run.seed) if stage.sweep else (),
+                variants=variants(stage, phase.terms, seed=run.seed),
+                search=stage_search(stage, phase.terms, seed=run.seed),
                 **common,
             )
             for seed, suffix in runs

@@ -15,6 +15,7 @@ from jaxdistill.config.loss_checks import loss_problems
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
 from jaxdistill.config.schema import PREVIOUS, Run, StageConfig, TrainConfig
+from jaxdistill.config.searches import search_problems
 from jaxdistill.config.shapes import derive_problems, position_problems, student_problems, teacher_problems
 from jaxdistill.config.sweeps import sweep_problems
 from jaxdistill.config.teachers import StageTeachers, resolve_teachers, run_order
@@ -48,6 +49,7 @@ def _stages_problems(run: Run) -> Iterator[Problem]:
         yield from loss_problems(run, stage, path)
         yield from cache_problems(run, stage, path)
         yield from sweep_problems(run, stage, path)
+        yield from search_problems(run, stage, path)
         yield from _checkpoint_problems(stage, run.data.task, (*path, "checkpoint"))
         if stage.repeat and (repeated := _repeated(stage.repeat.seeds)):
             yield Problem((*path, "repeat", "seeds"), f"seed {repeated[0]} is given twice")

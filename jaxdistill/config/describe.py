@@ -46,7 +46,7 @@ def describe(chain: Chain) -> list[dict[str, str]]:
         {
             "key": stage.key,
             "teachers": _teachers(stage),
-            "student": _student(stage) + (f" × {len(stage.variants)}" if stage.variants else ""),
+            "student": _student(stage) + _several(stage),
             "loss": (f"{stage.phase}: " if stage.phase else "") + loss_formula(stage.terms),
             "length": _length(stage.config.train),
             "batch": str(stage.config.train.batch_size),
@@ -184,6 +184,14 @@ def _student(stage: ChainStage) -> str:
     copied += [f"width by {start.width}"] if start.width else []
     copied += [f"embeddings {start.embeddings}"] if start.embeddings else []
     return f"{text}, {' and '.join(copied)} from {stage.warm_start_teacher.label}"
+
+
+def _several(stage: ChainStage) -> str:
+    """How many students are trained together, and of a search in how many rounds."""
+    if stage.search is not None:
+        rounds = len(stage.search.rounds)
+        return f" × {stage.search.trials}, searched in {rounds} round{'' if rounds == 1 else 's'}"
+    return f" × {len(stage.variants)}" if stage.variants else ""
 
 
 def _shape_or_derived(student: StudentConfig) -> str:

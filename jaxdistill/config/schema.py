@@ -123,19 +123,35 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class RangeConfig:
+    """Any number from low to high; log: as likely in each decade as in any other."""
+
+    __pydantic_config__ = STRICT
+    low: Number
+    high: Number
+    log: bool = False
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """Train every combination of these numbers in one compiled step, which runs the teacher once for all of them.
 
     temperature: of the distillation terms. kd_weight: of the one distillation term; cross-entropy has 1 − kd_weight.
     learning_rate: the schedule's largest. seed: draws the parameters and the dropout; every student sees the stage's
     batches in the stage's order. Validation chooses the student that is handed on.
+
+    trials: search instead, by so many students, whose numbers optuna proposes (extra `search`): in a range, or among
+    those listed. together: how many of them are one compiled step (left out: 4); what came of them decides where the
+    next ones are tried.
     """
 
     __pydantic_config__ = STRICT
-    temperature: tuple[PositiveFloat, ...] = ()
-    kd_weight: tuple[Annotated[Number, Field(ge=0, le=1)], ...] = ()
-    learning_rate: tuple[PositiveFloat, ...] = ()
+    temperature: tuple[PositiveFloat, ...] | RangeConfig = ()
+    kd_weight: tuple[Annotated[Number, Field(ge=0, le=1)], ...] | RangeConfig = ()
+    learning_rate: tuple[PositiveFloat, ...] | RangeConfig = ()
     seed: tuple[Seed, ...] = ()
+    trials: Positive | None = None
+    together: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +190,7 @@ class StageConfig:
 
     ladder: instead of one student, several of falling size between the teacher's and the one given (`config.ladder`);
     `student` then holds at most the architecture and a warm start, and may be left out.
-    sweep: instead of one student, several of the same shape that are trained together (`SweepConfig`).
+    sweep: instead of one student, several of the same shape that are trained together, or a search (`SweepConfig`).
     teacher_choice: what terms on logits make of several teachers: the weighted average of their probabilities, or at
     each example (of a language model, each token) the teacher that is most confident, by its highest probability.
     Terms on layers average the teachers either way.

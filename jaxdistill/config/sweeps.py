@@ -11,10 +11,13 @@ from jaxdistill.config.loss_schema import CrossEntropyTerm, Schedule, Teacherles
 from jaxdistill.config.problems import Path as KeyPath
 from jaxdistill.config.problems import Problem, shown
 from jaxdistill.config.recipes import stage_phases
-from jaxdistill.config.schema import Run, StageConfig, SweepConfig
+from jaxdistill.config.schema import RangeConfig, Run, StageConfig, SweepConfig
+
+KEYS = ("temperature", "kd_weight", "learning_rate", "seed")
+"""What a sweep may vary."""
 
 MOST = 256
-"""Students of a sweep: beyond, a search is what is wanted."""
+"""Students of one step: beyond, a search is what is wanted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +35,29 @@ class Variant:
 
 
 def variants(stage: StageConfig, terms: tuple[TermConfig, ...], *, seed: int) -> tuple[Variant, ...]:
-    """Every combination, the last key varying fastest.
+    """Every combination, the last key varying fastest; none of a stage that is not swept, or whose sweep is a search.
 
     Args:
-      stage: with a sweep.
+      stage: of which.
       terms: of its loss, presets expanded.
       seed: of the stage, where none is swept.
     """
-    assert stage.sweep is not None
-    lists = {key: values for key, values in vars(stage.sweep).items() if values}
+    if stage.sweep is None or stage.sweep.trials is not None:
+        return ()
+    lists = {key: values for key, values in given(stage.sweep).items() if isinstance(values, tuple)}
     return tuple(
-        _variant(stage, terms, dict(zip(lists, combination, strict=True)), seed)
+        make_variant(stage, terms, dict(zip(lists, combination, strict=True)), seed=seed)
         for combination in itertools.product(*lists.values())
     )
 
 
-def _variant(stage: StageConfig, terms: tuple[TermConfig, ...], numbers: dict[str, Any], seed: int) -> Variant:
+def given(sweep: SweepConfig) -> dict[str, tuple[float, ...] | RangeConfig]:
+    """What is written of the numbers that a sweep may vary, by their keys."""
+    return {key: values for key in KEYS if (values := getattr(sweep, key))}
+
+
+def make_variant(stage: StageConfig, terms: tuple[TermConfig, ...], numbers: dict[str, Any], *, seed: int) -> Variant:
+    """The student of a stage that has these numbers; arguments as `variants`."""
     changed = tuple(_with_numbers(term, numbers) for term in terms)
     if "kd_weight" in numbers and not any(isinstance(term, CrossEntropyTerm) for term in changed):
         rest = round(1.0 - numbers["kd_weight"], 12)
@@ -79,11 +89,11 @@ def sweep_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Prob
     if sweep is None:
         return
     own = (*path, "sweep")
-    lists = {key: values for key, values in vars(sweep).items() if values}
-    if not lists:
-        yield Problem(own, f"lists nothing; expected {', '.join(vars(sweep))} with a list of numbers each")
+    numbers = given(sweep)
+    if not numbers:
+        yield Problem(own, f"lists nothing; expected {', '.join(KEYS)} with a list of numbers each")
         return
-    yield from _list_problems(sweep, lists, own)
+    yield from _list_problems(sweep, own)
     if stage.ladder is not None:
         yield Problem(own, "students of a ladder are of several sizes; sweep one of them in a stage of its own")
     if stage.repeat is not None:
@@ -98,13 +108,13 @@ def sweep_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Prob
     terms = phase.terms
     against = [term for term in terms if not isinstance(term, TeacherlessTermConfig)]
     for key in ("temperature", "kd_weight"):
-        if key in lists and stage.teacher is None:
+        if key in numbers and stage.teacher is None:
             yield Problem((*own, key), "the stage has no teacher; remove it")
     if stage.teacher is None:
         return
-    if "temperature" in lists and not any(hasattr(term, "temperature") for term in against):
+    if "temperature" in numbers and not any(hasattr(term, "temperature") for term in against):
         yield Problem((*own, "temperature"), "no term of the loss has a temperature; remove it")
-    if "kd_weight" in lists:
+    if "kd_weight" in numbers:
         labels = [term for term in terms if isinstance(term, CrossEntropyTerm)]
         if len(against) != 1 or len(labels) > 1:
             message = "weighs one distillation term w and cross-entropy 1 − w"
@@ -113,16 +123,16 @@ def sweep_problems(run: Run, stage: StageConfig, path: KeyPath) -> Iterator[Prob
             yield Problem((*own, "kd_weight"), "the loss's weights are scheduled; write numbers, or remove it")
 
 
-def _list_problems(sweep: SweepConfig, lists: dict[str, tuple[float, ...]], path: KeyPath) -> Iterator[Problem]:
+def _list_problems(sweep: SweepConfig, path: KeyPath) -> Iterator[Problem]:
+    lists = {key: values for key, values in given(sweep).items() if isinstance(values, tuple)}
     count = 1
     for key, values in lists.items():
         count *= len(values)
         if len(set(values)) < len(values):
             yield Problem((*path, key), f"got {shown(values)}; expected each once")
-    if count > MOST:
-        yield Problem(
-            path, f"{count} combinations, which one step would train at the same time; expected {MOST} at most"
-        )
-    if set(sweep.kd_weight) == {0.0, 1.0}:
+    if count > MOST and sweep.trials is None:
+        message = f"{count} combinations, which one step would train at the same time; expected {MOST} at most"
+        yield Problem(path, f"{message}, or trials: N to search among them")
+    if set(lists.get("kd_weight", ())) == {0.0, 1.0}:
         message = "got 0 and 1 alone, which have no term in common; give one between, or a stage for each"
         yield Problem((*path, "kd_weight"), message)

@@ -67,8 +67,9 @@ def plan_run(run: Run, planning: Planning, console: Console) -> list[dict[str, A
         for survey, job in made:
             name = survey.stage.name
             if name in chosen and name not in plans:
-                if survey.stage.variants:
-                    console.print(f"{name}: planned for one of its sweep's {len(survey.stage.variants)} students")
+                stage = survey.stage
+                if count := len(stage.variants) if stage.search is None else stage.search.trials:
+                    console.print(f"{name}: planned for one of its sweep's {count} students")
                 plans[name] = _plan_stage(survey, job, mesh, planning)
     return list(plans.values())
 

@@ -15,7 +15,8 @@ from jaxdistill.parallel import make_mesh
 from jaxdistill.stages.chain_table import print_chain
 from jaxdistill.stages.loading import Survey
 from jaxdistill.stages.prepare import Preparation
-from jaxdistill.stages.sweep import common_of, swept_students
+from jaxdistill.stages.search import first_round
+from jaxdistill.stages.sweep import sweep_students
 from jaxdistill.train.job import Job, fresh_state, make_step
 from jaxdistill.train.memory import planned_bytes
 from jaxdistill.train.state import TrainState
@@ -60,11 +61,14 @@ def check(run: Run, *, console: Console | None = None) -> dict[str, Any]:
 
 
 def _fresh(preparation: Preparation, survey: Survey, job: Job) -> tuple[TrainStep, TrainState]:
-    """The stage's step and its state before the first one: a student's, or those of all students of a sweep."""
+    """The stage's step and its state before the first one: a student's, or those of all students of a sweep.
+
+    Of a search, they are those of its first round.
+    """
     mesh = make_mesh(job.parallel)
-    if survey.stage.variants:
-        students = swept_students(preparation.task, survey)
-        common = common_of(students)
+    stage, task = survey.stage, preparation.task
+    if stage.variants or stage.search is not None:
+        students, common = sweep_students(task, survey) if stage.search is None else first_round(task, survey)
         step, optimizer = make_swept_step(job, common, mesh)
         return step, step.put_state(fresh_students(job, students, common, optimizer, mesh))
     step, optimizer, _ = make_step(job, mesh)

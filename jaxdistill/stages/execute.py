@@ -23,8 +23,9 @@ from jaxdistill.stages.directory import locked, reopen_if_damaged, settle_config
 from jaxdistill.stages.inputs import given_reference
 from jaxdistill.stages.loading import LoadedTeacher, Survey
 from jaxdistill.stages.prepare import Preparation
+from jaxdistill.stages.search import run_search
 from jaxdistill.stages.summary import Summary
-from jaxdistill.stages.sweep import run_sweep, summary_rows
+from jaxdistill.stages.sweep import SweepResult, run_sweep, summary_rows
 from jaxdistill.train.loop import train_stage
 
 
@@ -95,7 +96,7 @@ def _write(summary: Summary) -> None:
 def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> dict[str, Any]:
     """Train one stage, evaluate what it hands on, export it, and record it as finished."""
     stage = survey.stage
-    swept = run_sweep(preparation.task, survey, console) if stage.variants else None
+    swept = _run_swept(preparation, survey, console)
     if swept is not None:
         trained, measured = swept.best, swept.winner["eval"]
     else:
@@ -126,6 +127,13 @@ def _run_stage(preparation: Preparation, survey: Survey, console: Console) -> di
 
     on_lead_host(leave)
     return record
+
+
+def _run_swept(preparation: Preparation, survey: Survey, console: Console) -> SweepResult | None:
+    """The students of a stage that has several; None of another stage."""
+    if survey.stage.search is not None:
+        return run_search(preparation.task, survey, console)
+    return run_sweep(preparation.task, survey, console) if survey.stage.variants else None
 
 
 def _given_row(preparation: Preparation, reference: ResolvedTeacher) -> dict[str, Any]:

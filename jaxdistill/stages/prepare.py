@@ -22,6 +22,7 @@ from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
 from jaxdistill.stages.masked_tokens import MaskedTokens
 from jaxdistill.stages.next_tokens import NextTokens
 from jaxdistill.stages.positions import OverPositions
+from jaxdistill.stages.proposals import require_optuna
 from jaxdistill.stages.tagging import Tagging
 from jaxdistill.stages.teacher_files import TeacherFiles
 from jaxdistill.train.job import Job
@@ -106,7 +107,9 @@ class Preparation:
             require_wandb()
         if self.loading.quantisation is not None:
             models.require_qwix()
-        swept = next((stage for stage in self.chain.stages if stage.variants), None)
+        if any(stage.search is not None for stage in self.chain.stages):
+            require_optuna()
+        swept = next((stage for stage in self.chain.stages if stage.config.sweep is not None), None)
         if swept is not None and jax.process_count() > 1:
             raise ConfigError(
                 f"stages.{swept.name}.sweep: students of a sweep are trained by one process, and there are "

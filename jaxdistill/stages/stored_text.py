@@ -59,7 +59,7 @@ def stored_form(loading: Loading, survey: Survey, classes: int) -> TopKForm:
     own = text_directory(loading, survey)
     others = [each for each in loading.surveys.values() if each.stage.teacher_cache == "disk"]
     stages = [survey.stage, *(each.stage for each in others if text_directory(loading, each) == own)]
-    every = [terms for stage in stages for terms in (stage.terms, *(variant.terms for variant in stage.variants))]
+    every = [terms for stage in stages for terms in stage.losses]
     temperatures = set(settings.temperatures).union(*(loss_temperatures(terms) for terms in every))
     return TopKForm(settings.top_k, classes, tuple(sorted(temperatures or {1.0})))
 

@@ -12,7 +12,7 @@ from jaxdistill.config.sweeps import Variant
 from jaxdistill.stages.loading import LoadedTeacher, Survey
 from jaxdistill.train.job import Job
 from jaxdistill.train.loop import Trained
-from jaxdistill.train.sweep import SweptStudent, hand_on, train_sweep
+from jaxdistill.train.sweep import SweepOutcome, SweptStudent, hand_on, train_sweep
 from jaxdistill.train.swept import CommonObjective
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class SweepResult:
 
     best: Trained
     winner: dict[str, Any]
-    rows: tuple[dict[str, Any], ...]
+    rows: list[dict[str, Any]]
 
 
 def run_sweep(task: Task, survey: Survey, console: Console) -> SweepResult:
@@ -36,26 +36,42 @@ def run_sweep(task: Task, survey: Survey, console: Console) -> SweepResult:
       survey: of the stage.
       console: where progress is shown.
     """
-    stage, students = survey.stage, swept_students(task, survey)
+    stage, (students, common) = survey.stage, sweep_students(task, survey)
     job: Job = task.job(survey)
-    outcome = train_sweep(job, students, common_of(students), console)
-    rows = []
-    for variant, each in zip(stage.variants, outcome.students, strict=True):
-        loaded = LoadedTeacher(f"{stage.key} ({variant.label})", survey.student, each.params, each.identity)
-        evaluated = task.evaluate(survey, loaded, index=0, taught=True)
-        rows.append({"name": f"{stage.name} ({variant.label})", "sweep": variant.numbers, "eval": evaluated})
-    leader = outcome.leader
+    outcome = train_sweep(job, students, common, console)
+    rows, leader = student_rows(task, survey, stage.variants, outcome), outcome.leader
     console.print(f"{stage.key}: {stage.variants[leader].label} is handed on, of {len(students)} students")
     hand_on(job, outcome.students[leader])
-    return SweepResult(outcome.students[leader], rows[leader], tuple(rows))
+    return SweepResult(outcome.students[leader], rows[leader], rows)
 
 
-def swept_students(task: Task, survey: Survey) -> list[SweptStudent]:
-    """The students of a stage's sweep, each with the job it would be by itself."""
-    return [
-        SweptStudent(variant.label, _job(task, survey, variant), variant.learning_rate)
-        for variant in survey.stage.variants
-    ]
+def sweep_students(task: Task, survey: Survey) -> tuple[list[SweptStudent], CommonObjective]:
+    """The students of a stage's sweep, and what their losses have in common."""
+    students = swept_students(task, survey, survey.stage.variants)
+    return students, common_of(students)
+
+
+def swept_students(task: Task, survey: Survey, variants: Sequence[Variant]) -> list[SweptStudent]:
+    """Students of a stage, each with the job it would be by itself."""
+    return [SweptStudent(variant.label, _job(task, survey, variant), variant.learning_rate) for variant in variants]
+
+
+def student_rows(
+    task: Task, survey: Survey, variants: Sequence[Variant], outcome: SweepOutcome
+) -> list[dict[str, Any]]:
+    """Each student measured: what is its own in its row of the summary."""
+    stage, rows = survey.stage, []
+    for variant, each in zip(variants, outcome.students, strict=True):
+        loaded = LoadedTeacher(f"{stage.key} ({variant.label})", survey.student, each.params, each.identity)
+        rows.append(
+            {
+                "name": f"{stage.name} ({variant.label})",
+                "sweep": variant.numbers,
+                "eval": task.evaluate(survey, loaded, index=0, taught=True),
+                "train": each.measured,
+            }
+        )
+    return rows
 
 
 def common_of(students: Sequence[SweptStudent]) -> CommonObjective:
@@ -74,5 +90,7 @@ def _job(task: Task, survey: Survey, variant: Variant) -> Job:
     """What a student would be trained by alone."""
     train = dataclasses.replace(survey.stage.config.train, learning_rate=variant.learning_rate)
     config = dataclasses.replace(survey.stage.config, train=train)
-    own = dataclasses.replace(survey.stage, config=config, terms=variant.terms, seed=variant.seed, variants=())
+    own = dataclasses.replace(
+        survey.stage, config=config, terms=variant.terms, seed=variant.seed, variants=(), search=None
+    )
     return task.job(dataclasses.replace(survey, stage=own))

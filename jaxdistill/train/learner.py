@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optax
 from jax.sharding import Mesh
 
+from jaxdistill.config.schema import StageConfig
 from jaxdistill.train.checkpoint import Checkpoints, Restored
 from jaxdistill.train.job import Job, fresh_state, make_step
 from jaxdistill.train.state import TrainState
@@ -67,9 +69,9 @@ class Choice:
     metric: str | None
 
     @classmethod
-    def of(cls, job: Job) -> Choice:
+    def of(cls, config: StageConfig) -> Choice:
         """The stage's."""
-        best = job.config.checkpoint.best
+        best = config.checkpoint.best
         return cls(None if best == "last" else best)
 
     @property
@@ -81,12 +83,21 @@ class Choice:
         """Whether the new value beats the old one."""
         return new < old if self.mode == "min" else new > old
 
+    def leader(self, values: Sequence[float | None]) -> int:
+        """Index of the best of several, the first of equals; None is no value, and if all are, the first."""
+        leader = 0
+        for index, value in enumerate(values):
+            first = values[leader]
+            if value is not None and (first is None or self.better(value, first)):
+                leader = index
+        return leader
+
 
 class OneStudent:
     """A stage's student: its state, and the checkpoint at which it was best."""
 
     def __init__(self, job: Job, mesh: Mesh) -> None:
-        self.job, self.mesh, self.choice = job, mesh, Choice.of(job)
+        self.job, self.mesh, self.choice = job, mesh, Choice.of(job.config)
         self.step, self._optimizer, self.schedule = make_step(job, mesh)
         self.checkpoints = Checkpoints(
             job.directory / "checkpoints",

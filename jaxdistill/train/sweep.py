@@ -102,7 +102,7 @@ class _Sweep:
     """The students' stacked state, and the parameters with which each was best."""
 
     def __init__(self, job: Job, students: tuple[SweptStudent, ...], common: CommonObjective, mesh: Mesh) -> None:
-        self.job, self.students, self.mesh, self.choice = job, students, mesh, Choice.of(job)
+        self.job, self.students, self.mesh, self.choice = job, students, mesh, Choice.of(job.config)
         self.step, self._optimizer = make_swept_step(job, common, mesh)
         self._common = common
         # what is logged of several learning rates is that of the first student
@@ -186,14 +186,7 @@ class _Sweep:
 
     def leader(self) -> int:
         """The best student by the stage's metric, the first of equals; without a metric the first."""
-        leader = 0
-        for index, best in enumerate(self._best):
-            first = self._best[leader]
-            if self.choice.metric is None or best is None:
-                continue
-            if first is None or self.choice.better(best[0], first[0]):
-                leader = index
-        return leader
+        return self.choice.leader(self.values())
 
     def _line(self) -> str:
         leader = self.leader()
