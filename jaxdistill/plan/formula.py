@@ -16,17 +16,17 @@ from jaxdistill.models.llama_config import LlamaConfig
 from jaxdistill.plan.targets import Chip
 
 
-def step_flops(student: Model, teachers: Sequence[Model], *, rows: int, length: int) -> int:
+def step_flops(student: Model, teachers: Sequence[Model], *, rows: int, length: int, students: int = 1) -> int:
     """FLOPs of one update's matrix products: 2·N_t + 6·N_s a token and 4·S·(L_t·D_t + 3·L_s·D_s) of attention.
 
     N counts what tokens are multiplied with: no table that is only looked up in, and of an encoder's classifier one
     row a sequence, which is left out. Attention is the whole square: a kernel that skips what nobody sees does less.
-    Nothing is computed twice.
+    Nothing is computed twice. Of several students of one shape, N_s and L_s are all of theirs: the teachers run once.
     """
     tokens = rows * length
     of_student = 6 * _weights(student) + 12 * length * _attention_width(student)
     of_teachers = sum(2 * _weights(each) + 4 * length * _attention_width(each) for each in teachers)
-    return tokens * (of_student + of_teachers)
+    return tokens * (students * of_student + of_teachers)
 
 
 def _weights(model: Model) -> int:
@@ -123,6 +123,7 @@ def least_seconds(
     rows: int,
     length: int,
     micro_batches: int,
+    students: int = 1,
 ) -> float:
     """Seconds of one step as settings can be ranked by them: the formula's work and the least traffic, half overlapped.
 
@@ -132,12 +133,14 @@ def least_seconds(
     flops, interconnect = chip.flops or _NOMINAL[0], chip.interconnect or _NOMINAL[1]
     data, fsdp, tensor = (mesh_shape[axis] for axis in ("data", "fsdp", "tensor"))
     tokens, itemsize = rows * length, student.dtype.itemsize
-    forward = step_flops(student, (), rows=rows, length=length) / 3
-    work = step_flops(student, teachers, rows=rows, length=length) + _AGAIN[student.remat] * forward
+    forward = step_flops(student, (), rows=rows, length=length, students=students) / 3
+    work = step_flops(student, teachers, rows=rows, length=length, students=students)
+    work += _AGAIN[student.remat] * forward
     weights = fsdp_bytes(student, teachers, devices=fsdp, itemsize=itemsize, micro_batches=micro_batches) / tensor
     if chip.platform == "tpu" and any(each.config.hidden_size // fsdp < _TILE for each in (student, *teachers)):
         weights *= 2
-    gradients = 2 * (data - 1) / data * parameter_count(parameter_shapes(student)) * itemsize / (fsdp * tensor)
+    trained = students * parameter_count(parameter_shapes(student))
+    gradients = 2 * (data - 1) / data * trained * itemsize / (fsdp * tensor)
     passes = [(student, 3 if student.remat == "full" else 2), *((teacher, 1) for teacher in teachers)]
     outputs = sum(times * 2 * each.config.num_hidden_layers * each.config.hidden_size for each, times in passes)
     exchanged = 2 * (tensor - 1) / tensor * outputs * tokens / (data * fsdp) * itemsize

@@ -20,9 +20,10 @@ from jaxdistill.parallel import batch_devices
 from jaxdistill.plan import hlo
 from jaxdistill.plan.targets import Target
 from jaxdistill.train.flops import jaxpr_matmul_flops
-from jaxdistill.train.job import Job, make_step
+from jaxdistill.train.job import Job
 from jaxdistill.train.memory import device_bytes, planned_bytes
 from jaxdistill.train.out_of_memory import is_out_of_memory, out_of_memory_figures
+from jaxdistill.train.stage_step import StageStep
 from jaxdistill.typing import Batch
 
 _FORMAT = 1
@@ -70,15 +71,15 @@ class Compiled:
     compile_seconds: float
 
 
-def arguments_of(job: Job, mesh: Mesh) -> Arguments:
+def arguments_of(trained: StageStep, mesh: Mesh) -> Arguments:
     """A step's arguments as shapes, laid out as a run lays them out."""
-    step, _, _ = make_step(job, mesh)
+    step, job = trained.make(mesh), trained.job
     prepared = [
         jax.eval_shape(teacher.prepare, params)
         for teacher, params in zip(job.teachers, job.teacher_params, strict=True)
     ]
     return Arguments(
-        step.abstract_state(), tuple(step.abstract_params(prepared)), step.abstract_batch(longest_batch(job))
+        trained.abstract_state(mesh), tuple(step.abstract_params(prepared)), step.abstract_batch(longest_batch(job))
     )
 
 
@@ -94,19 +95,25 @@ def models_of(job: Job) -> list[Model]:
     return [model for model in found if model is not None]
 
 
-def counted_flops(job: Job, mesh: Mesh, arguments: Arguments) -> int:
+def counted_flops(trained: StageStep, mesh: Mesh, arguments: Arguments) -> int:
     """FLOPs of all matrix products of one step, over all devices, counted on its jaxpr."""
-    step, _, _ = make_step(job, mesh)
+    step = trained.make(mesh)
     return jaxpr_matmul_flops(step.jaxpr(arguments.state, arguments.teacher_params, arguments.batch))
 
 
 def compile_step(
-    job: Job, mesh: Mesh, target: Target, arguments: Arguments, *, cache_dir: Path | None = None, hlo_path: Path | None
+    trained: StageStep,
+    mesh: Mesh,
+    target: Target,
+    arguments: Arguments,
+    *,
+    cache_dir: Path | None = None,
+    hlo_path: Path | None,
 ) -> Compiled:
     """The step, compiled; what came of the same program before is read back.
 
     Args:
-      job: the stage.
+      trained: the stage's.
       mesh: of the target's devices.
       target: the devices.
       arguments: of `arguments_of`.
@@ -114,14 +121,13 @@ def compile_step(
         target and its compiler's versions, so that nothing stale is ever read.
       hlo_path: where to write the optimised program's text, if anywhere; then it is compiled in any case.
     """
-    step, _, _ = make_step(job, mesh)
-    lowered = step.lower(arguments.state, arguments.teacher_params, arguments.batch)
+    lowered = trained.make(mesh).lower(arguments.state, arguments.teacher_params, arguments.batch)
     key = [_FORMAT, lowered.as_text(), target.text, sorted(target.libraries.items()), repr(mesh)]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = (cache_dir or default_cache_dir() / "plans") / f"{name}.json"
     if hlo_path is None and (kept := _read(path)) is not None:
         return kept
-    compiled = _compile(job, mesh, target, lowered, hlo_path)
+    compiled = _compile(trained.job, mesh, target, lowered, hlo_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_json(path, asdict(compiled))
     return compiled

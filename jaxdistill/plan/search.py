@@ -23,10 +23,10 @@ from jaxdistill.errors import ConfigError
 from jaxdistill.parallel import batch_devices, make_mesh, tracing_for
 from jaxdistill.plan.formula import least_seconds
 from jaxdistill.plan.program import longest_batch, models_of
-from jaxdistill.plan.shapes import jobs
+from jaxdistill.plan.shapes import stage_steps
 from jaxdistill.plan.stage import Planning, plan_run
-from jaxdistill.train.job import Job, step_memory
 from jaxdistill.train.memory import StepMemory
+from jaxdistill.train.stage_step import StageStep
 
 _REMAT = ("none", "names", "dots", "full")
 _BATCHES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -137,8 +137,8 @@ def _guesses(run: Run, planning: Planning) -> list[Guess]:
         try:
             mesh = make_mesh(changed.parallel, devices=planning.target.devices)
             with tracing_for(mesh):
-                made = _jobs(changed, planning)
-                memories = [step_memory(job, mesh) for job in made]
+                made = _stage_steps(changed, planning)
+                memories = [trained.memory(mesh) for trained in made]
                 for candidate in _variants(run, replace(mesh_of, cache=cache)):
                     if (guess := _guess(candidate, made, memories, mesh, planning)) is not None:
                         guesses.append(guess)
@@ -149,11 +149,11 @@ def _guesses(run: Run, planning: Planning) -> list[Guess]:
     return guesses
 
 
-def _jobs(run: Run, planning: Planning) -> list[Job]:
+def _stage_steps(run: Run, planning: Planning) -> list[StageStep]:
     chain, quiet = build_chain(run), Console(quiet=True)
-    made = jobs(chain, quiet, devices=planning.target.devices, model_configs=planning.model_configs)
-    by_name = {survey.stage.name: job for survey, job in made}
-    return [job for name, job in by_name.items() if not planning.stages or name in planning.stages]
+    made = stage_steps(chain, quiet, devices=planning.target.devices, model_configs=planning.model_configs)
+    by_name = {survey.stage.name: trained for survey, trained in made}
+    return [trained for name, trained in by_name.items() if not planning.stages or name in planning.stages]
 
 
 def _meshes(devices: int) -> Iterator[Candidate]:
@@ -177,11 +177,12 @@ def _variants(run: Run, mesh_of: Candidate) -> Iterator[Candidate]:
 
 
 def _guess(
-    candidate: Candidate, made: Sequence[Job], memories: Sequence[StepMemory], mesh: Mesh, planning: Planning
+    candidate: Candidate, made: Sequence[StageStep], memories: Sequence[StepMemory], mesh: Mesh, planning: Planning
 ) -> Guess | None:
     """None if a batch cannot be divided evenly."""
     kept, estimate, seconds, tokens = 0, 0, 0.0, 0
-    for job, memory in zip(made, memories, strict=True):
+    for trained, memory in zip(made, memories, strict=True):
+        job = trained.job
         train = replace(
             job.config.train,
             remat=candidate.remat,
@@ -203,6 +204,7 @@ def _guess(
             rows=rows,
             length=length,
             micro_batches=train.accumulate,
+            students=trained.students,
         )
         tokens += rows * length
     return Guess(candidate, kept, estimate, seconds / tokens)

@@ -1,4 +1,4 @@
-"""A chain's jobs without a weight: the same objective, step and layout as a run's, from shapes alone.
+"""A chain's steps without a weight: the same objective, step and layout as a run's, from shapes alone.
 
 An encoder's data and tokenizers are read as a run reads them, since they decide its batches. A causal language model's
 batches have one shape whatever the text, so that neither text nor tokenizer is opened: its models' configurations say
@@ -25,14 +25,15 @@ from jaxdistill.stages.inputs import Inputs
 from jaxdistill.stages.language_models import LanguageModels, TextSurvey
 from jaxdistill.stages.loading import LoadedTeacher, Loading, Survey
 from jaxdistill.stages.prepare import make_task
-from jaxdistill.train.job import Job
+from jaxdistill.stages.stage_step import stage_step
+from jaxdistill.train.stage_step import StageStep
 from jaxdistill.typing import Batch, Params
 
 
-def jobs(
+def stage_steps(
     chain: Chain, console: Console, *, devices: Sequence[Any], model_configs: Mapping[str, Path] | None = None
-) -> Iterator[tuple[Survey, Job]]:
-    """Every stage's survey and job, in order, with parameters as shapes.
+) -> Iterator[tuple[Survey, StageStep]]:
+    """Every stage's survey and step, in order, with parameters as shapes.
 
     Args:
       chain: of `build_chain`.
@@ -48,12 +49,12 @@ def jobs(
     if isinstance(task, LanguageModels) and task.kind.task == "causal_lm":
         for stage in chain.stages:
             survey = loading.surveys[stage.key] = _survey_text(loading, stage)
-            yield survey, task.job(survey)
+            yield survey, stage_step(task, survey)
         return
     for stage in chain.stages:
         loading.surveys[stage.key] = task.survey(stage)
     for survey in loading.surveys.values():
-        yield survey, task.job(survey)
+        yield survey, stage_step(task, survey)
 
 
 class _ShapeInputs(Inputs):

@@ -27,12 +27,13 @@ from jaxdistill.plan.program import (
     longest_batch,
     models_of,
 )
-from jaxdistill.plan.shapes import jobs
+from jaxdistill.plan.shapes import stage_steps
 from jaxdistill.plan.targets import Target
 from jaxdistill.stages.loading import Survey
-from jaxdistill.train.job import Job, step_memory
+from jaxdistill.train.job import Job
 from jaxdistill.train.memory import StepMemory, options
 from jaxdistill.train.out_of_memory import NOTHING_LEFT, how_many_fit
+from jaxdistill.train.stage_step import StageStep
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,11 @@ def plan_run(run: Run, planning: Planning, console: Console) -> list[dict[str, A
     mesh = make_mesh(run.parallel, devices=planning.target.devices)
     plans: dict[str, dict[str, Any]] = {}
     with tracing_for(mesh):
-        made = jobs(chain, console, devices=planning.target.devices, model_configs=planning.model_configs)
-        for survey, job in made:
+        made = stage_steps(chain, console, devices=planning.target.devices, model_configs=planning.model_configs)
+        for survey, trained in made:
             name = survey.stage.name
             if name in chosen and name not in plans:
-                stage = survey.stage
-                if count := len(stage.variants) if stage.search is None else stage.search.trials:
-                    console.print(f"{name}: planned for one of its sweep's {count} students")
-                plans[name] = _plan_stage(survey, job, mesh, planning)
+                plans[name] = _plan_stage(survey, trained, mesh, planning)
     return list(plans.values())
 
 
@@ -86,14 +84,15 @@ def _chosen(chain: Chain, names: Sequence[str]) -> set[str]:
     return set(names or known)
 
 
-def _plan_stage(survey: Survey, job: Job, mesh: Mesh, planning: Planning) -> dict[str, Any]:
-    arguments = arguments_of(job, mesh)
+def _plan_stage(survey: Survey, trained: StageStep, mesh: Mesh, planning: Planning) -> dict[str, Any]:
+    job, arguments = trained.job, arguments_of(trained, mesh)
     hlo_path = planning.hlo_dir / f"{survey.stage.name}.hlo" if planning.hlo_dir is not None else None
-    compiled = compile_step(job, mesh, planning.target, arguments, cache_dir=planning.cache_dir, hlo_path=hlo_path)
+    compiled = compile_step(trained, mesh, planning.target, arguments, cache_dir=planning.cache_dir, hlo_path=hlo_path)
     train, batch = job.config.train, longest_batch(job)["input_ids"].shape
     taught = models_of(job)
     plan = {
         "stage": survey.stage.name,
+        "students": trained.students,
         "parameters": {
             "student": survey.parameters,
             "teachers": [parameter_count(parameter_shapes(each)) for each in taught],
@@ -104,8 +103,8 @@ def _plan_stage(survey: Survey, job: Job, mesh: Mesh, planning: Planning) -> dic
         "remat": train.remat,
         "fits": compiled.fits,
         "compile_seconds": compiled.compile_seconds,
-        "memory": _memory(compiled, arguments, step_memory(job, mesh)),
-        "flops": _flops(job, mesh, arguments) | {"compiled_on_device": compiled.matmul_flops},
+        "memory": _memory(compiled, arguments, trained.memory(mesh)),
+        "flops": _flops(trained, mesh, arguments) | {"compiled_on_device": compiled.matmul_flops},
     }
     if compiled.peak is not None:
         plan["collectives"] = _collectives(job, mesh, compiled)
@@ -142,11 +141,12 @@ def _shortage(compiled: Compiled, step: StepMemory) -> dict[str, Any]:
     return {"needed": needed, "estimate": asdict(figures), "settings": settings, "verdict": verdict}
 
 
-def _flops(job: Job, mesh: Mesh, arguments: Arguments) -> dict[str, Any]:
-    """One update's, over all devices: counted, and by the formula."""
+def _flops(trained: StageStep, mesh: Mesh, arguments: Arguments) -> dict[str, Any]:
+    """One update's, of all students and over all devices: counted, and by the formula."""
+    job = trained.job
     rows, length = longest_batch(job)["input_ids"].shape[-2:]
-    counted = counted_flops(job, mesh, arguments)
-    textbook = formula.step_flops(job.student, models_of(job), rows=rows, length=length)
+    counted = counted_flops(trained, mesh, arguments)
+    textbook = formula.step_flops(job.student, models_of(job), rows=rows, length=length, students=trained.students)
     return {"counted": counted, "formula": textbook, "over_formula": counted / textbook}
 
 

@@ -88,6 +88,7 @@ def _logits(plan: dict[str, Any]) -> str:
 
 
 _ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("students, trained together", lambda plan: str(plan["students"]) if plan["students"] > 1 else ""),
     ("student parameters", lambda plan: f"{plan['parameters']['student']:,}"),
     ("teacher parameters", lambda plan: " + ".join(f"{count:,}" for count in plan["parameters"]["teachers"])),
     (

@@ -15,13 +15,8 @@ from jaxdistill.parallel import make_mesh
 from jaxdistill.stages.chain_table import print_chain
 from jaxdistill.stages.loading import Survey
 from jaxdistill.stages.prepare import Preparation
-from jaxdistill.stages.search import first_round
-from jaxdistill.stages.sweep import sweep_students
-from jaxdistill.train.job import Job, fresh_state, make_step
+from jaxdistill.stages.stage_step import stage_step
 from jaxdistill.train.memory import planned_bytes
-from jaxdistill.train.state import TrainState
-from jaxdistill.train.step import TrainStep
-from jaxdistill.train.sweep import fresh_students, make_swept_step
 
 
 def check(run: Run, *, console: Console | None = None) -> dict[str, Any]:
@@ -60,25 +55,11 @@ def check(run: Run, *, console: Console | None = None) -> dict[str, Any]:
     return {"stages": rows}
 
 
-def _fresh(preparation: Preparation, survey: Survey, job: Job) -> tuple[TrainStep, TrainState]:
-    """The stage's step and its state before the first one: a student's, or those of all students of a sweep.
-
-    Of a search, they are those of its first round.
-    """
-    mesh = make_mesh(job.parallel)
-    stage, task = survey.stage, preparation.task
-    if stage.variants or stage.search is not None:
-        students, common = sweep_students(task, survey) if stage.search is None else first_round(task, survey)
-        step, optimizer = make_swept_step(job, common, mesh)
-        return step, step.put_state(fresh_students(job, students, common, optimizer, mesh))
-    step, optimizer, _ = make_step(job, mesh)
-    return step, step.put_state(fresh_state(job, optimizer, step.mesh))
-
-
 def _check_stage(preparation: Preparation, survey: Survey) -> dict[str, Any]:
     """One step on the stage's longest batch."""
-    job = preparation.task.job(survey)
-    step, state = _fresh(preparation, survey, job)
+    trained = stage_step(preparation.task, survey)
+    job, mesh = trained.job, make_mesh(trained.job.parallel)
+    step, state = trained.make(mesh), trained.fresh(mesh)
     teacher_params = step.put_params(job.teacher_params)
     batch = step.put_batch(job.feed.longest(job.config.train.batch_size))
     begin = time.perf_counter()

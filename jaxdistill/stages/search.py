@@ -26,6 +26,7 @@ from jaxdistill.stages.proposals import Trial, propose
 from jaxdistill.stages.sweep import SweepResult, common_of, student_rows, swept_students
 from jaxdistill.train.job import Job
 from jaxdistill.train.learner import Choice
+from jaxdistill.train.stage_step import SweptStep
 from jaxdistill.train.sweep import SweepOutcome, SweptStudent, hand_on, train_sweep
 from jaxdistill.train.swept import CommonObjective
 
@@ -49,11 +50,15 @@ def run_search(task: Task, survey: Survey, console: Console) -> SweepResult:
     return _Rounds(task, survey, console).run()
 
 
-def first_round(task: Task, survey: Survey) -> tuple[list[SweptStudent], CommonObjective]:
-    """The students of a search's first round, and the objective that all its rounds have in common."""
-    search = _search_of(survey.stage)
-    variants = _variants(survey.stage, search.rounds[0], _propose(survey.stage, 0, []))
-    return swept_students(task, survey, variants), _common(task, survey)
+def first_round(task: Task, survey: Survey) -> SweptStep:
+    """The step of a search's first round; its objective is what all rounds have in common."""
+    numbers, common = _search_of(survey.stage).rounds[0], _common(task, survey)
+
+    def students() -> list[SweptStudent]:
+        return swept_students(task, survey, _variants(survey.stage, numbers, _propose(survey.stage, 0, [])))
+
+    job = dataclasses.replace(task.job(survey), objective=common.objective)
+    return SweptStep(job, common, len(numbers), students)
 
 
 class _Rounds:

@@ -12,6 +12,7 @@ from jaxdistill.config.sweeps import Variant
 from jaxdistill.stages.loading import LoadedTeacher, Survey
 from jaxdistill.train.job import Job
 from jaxdistill.train.loop import Trained
+from jaxdistill.train.stage_step import SweptStep
 from jaxdistill.train.sweep import SweepOutcome, SweptStudent, hand_on, train_sweep
 from jaxdistill.train.swept import CommonObjective
 
@@ -49,6 +50,13 @@ def sweep_students(task: Task, survey: Survey) -> tuple[list[SweptStudent], Comm
     """The students of a stage's sweep, and what their losses have in common."""
     students = swept_students(task, survey, survey.stage.variants)
     return students, common_of(students)
+
+
+def sweep_step(task: Task, survey: Survey) -> SweptStep:
+    """The step of all students of a stage's sweep."""
+    students, common = sweep_students(task, survey)
+    job = dataclasses.replace(task.job(survey), objective=common.objective)
+    return SweptStep(job, common, len(students), lambda: students)
 
 
 def swept_students(task: Task, survey: Survey, variants: Sequence[Variant]) -> list[SweptStudent]:

@@ -132,10 +132,10 @@ def steps_per_dispatch(job: Job) -> int:
     return dispatch_steps(job.student, job.teachers, tokens=tokens)
 
 
-def step_memory(job: Job, mesh: Mesh | None = None) -> StepMemory:
+def step_memory(job: Job, mesh: Mesh | None = None, *, students: int = 1) -> StepMemory:
     """What the stage's step holds on a device, and what of it settings could save; nothing is compiled or placed.
 
-    `mesh`: of the devices; default, the run's own.
+    `mesh`: of the devices; default, the run's own. `students`: how many the step trains, of the job's shape.
     """
     mesh = mesh or make_mesh(job.parallel)
     step, _, _ = make_step(job, mesh)
@@ -152,4 +152,5 @@ def step_memory(job: Job, mesh: Mesh | None = None) -> StepMemory:
         opt_state=state.opt_state,
         teacher_params=step.abstract_params(job.teacher_params),
         batch=job.feed.longest(job.config.train.batch_size),
+        students=students,
     )

@@ -35,11 +35,13 @@ class Learner(Protocol):
       step: the compiled step.
       schedule: learning rate by number of updates.
       checkpoints: of the stage, written by the loop.
+      count: how many students the step trains.
     """
 
     step: TrainStep
     schedule: optax.Schedule
     checkpoints: Checkpoints
+    count: int
 
     def fresh(self) -> TrainState:
         """The state before the first step."""
@@ -95,6 +97,8 @@ class Choice:
 
 class OneStudent:
     """A stage's student: its state, and the checkpoint at which it was best."""
+
+    count = 1
 
     def __init__(self, job: Job, mesh: Mesh) -> None:
         self.job, self.mesh, self.choice = job, mesh, Choice.of(job.config)

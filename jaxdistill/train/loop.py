@@ -87,7 +87,8 @@ def train(job: Job, learner: Learner, console: Console) -> dict[str, Any]:
     except (RuntimeError, ValueError) as error:  # what JAX raises, compiling or running
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory_error(error, step_memory(job), limit=device_memory_limit()) from error
+        memory = step_memory(job, students=learner.count)
+        raise out_of_memory_error(error, memory, limit=device_memory_limit()) from error
 
 
 def _train(job: Job, learner: Learner, console: Console) -> dict[str, Any]:

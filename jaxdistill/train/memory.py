@@ -45,8 +45,9 @@ class MemoryFigures:
 class StepMemory:
     """What the memory of a compiled step depends on; made by `memory_breakdown`. Bytes are those of one device.
 
-    row: shapes and dtypes of one row of the batch. wide_teacher: the float32 part of teacher_params. cache: what the
-    teachers' logits would need if they were cached (None: they are, or cannot be).
+    student_params, opt_state: of all `students`. row: shapes and dtypes of one row of the batch. wide_teacher: the
+    float32 part of teacher_params. cache: what the teachers' logits would need if they were cached (None: they are, or
+    cannot be).
     """
 
     student: Model
@@ -64,6 +65,7 @@ class StepMemory:
     wide_teacher: int
     teachers: int
     cache: int | None
+    students: int = 1
 
     @property
     def rows(self) -> int:
@@ -85,19 +87,19 @@ class StepMemory:
             gradients=gradients,
             teacher_params=self.teacher_params,
             batch=row * self.rows * self.train.accumulate,
-            activations=self.rows * _activation_bytes(self.student, self.row),
+            activations=self.students * self.rows * _activation_bytes(self.student, self.row),
             logits=self._logits(),
         )
 
     def _logits(self) -> int:
-        """The student's, their gradient, and the teachers', in float32: whole, or the fused loss's tile of them."""
+        """The students', their gradients, and the teachers', in float32: whole, or the fused loss's tile of them."""
         if not self.student.task.endswith("_lm"):
             return 0  # of a classifier a few numbers a row
         # a masked LM has labels, and logits, at masked positions only
         tokens, classes = self.rows * self.row["labels"].shape[0], -(-self.student.config.vocab_size // self.tensor)
         whole = 4 * tokens * classes
         tile = 4 * chunk_tokens(tokens, classes) * classes if self.fused else whole
-        return (2 + self.teachers) * tile
+        return (2 * self.students + self.teachers) * tile
 
 
 def memory_breakdown(
@@ -113,6 +115,7 @@ def memory_breakdown(
     teacher_params: Sequence[Params],
     batch: Batch,
     cache: int | None = None,
+    students: int = 1,
 ) -> StepMemory:
     """What a step holds on one device, from shapes, dtypes and shardings alone: arrays may have been donated.
 
@@ -125,6 +128,7 @@ def memory_breakdown(
         counts as whole on every device.
       batch: any global batch of the stage, as arrays or shapes [B, ...].
       cache: bytes of a cache of the teachers' logits if there could be one and is none.
+      students: how many of that shape the step trains; `student_params` and `opt_state` are one student's.
     """
     leaves = jax.tree.leaves(tuple(teacher_params))
     return StepMemory(
@@ -137,12 +141,13 @@ def memory_breakdown(
         tensor=mesh_shape["tensor"],
         fused=fused,
         row=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), dict(batch)),
-        student_params=device_bytes(student_params),
-        opt_state=device_bytes(opt_state),
+        student_params=students * device_bytes(student_params),
+        opt_state=students * device_bytes(opt_state),
         teacher_params=device_bytes(leaves),
         wide_teacher=device_bytes([leaf for leaf in leaves if leaf.dtype == jnp.float32]),
         teachers=len(teacher_params),
         cache=cache,
+        students=students,
     )
 
 
@@ -249,8 +254,8 @@ def _with_half_length(step: StepMemory) -> StepMemory | None:
 
 
 def _with_fsdp(step: StepMemory) -> StepMemory | None:
-    """The devices that each have a whole copy share one instead."""
-    if step.data == 1:
+    """The devices that each have a whole copy share one instead; students of a sweep are always whole."""
+    if step.data == 1 or step.students > 1:
         return None
     follows = step.parallel.teacher in ("same", "fsdp")
     return replace(

@@ -98,13 +98,24 @@ def fresh_students(
     return replicate(SweptState.stacked(states, numbers, rates), mesh)
 
 
+def abstract_students(step: TrainStep, common: CommonObjective, count: int) -> SweptState:
+    """What `fresh_students` returns for `count` of them, as shapes with shardings; `step`: of `make_swept_step`."""
+    number = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=replicated(step.mesh))
+    states = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=leaf.sharding),
+        step.abstract_state(),
+    )
+    numbers = {name: dict.fromkeys(keys, number) for name, keys in common.varying}
+    return SweptState(**vars(states), numbers=numbers, rate=number)
+
+
 class _Sweep:
     """The students' stacked state, and the parameters with which each was best."""
 
     def __init__(self, job: Job, students: tuple[SweptStudent, ...], common: CommonObjective, mesh: Mesh) -> None:
         self.job, self.students, self.mesh, self.choice = job, students, mesh, Choice.of(job.config)
         self.step, self._optimizer = make_swept_step(job, common, mesh)
-        self._common = common
+        self._common, self.count = common, len(students)
         # what is logged of several learning rates is that of the first student
         self.schedule = build_schedule(
             replace(job.config.train, learning_rate=students[0].learning_rate), job.total_steps
@@ -126,14 +137,7 @@ class _Sweep:
 
     def template(self) -> Any:
         """Of the stacked state, and of the parameters with which each was best."""
-        count, sharding = len(self.students), replicated(self.mesh)
-        number = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=sharding)
-        states = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=leaf.sharding),
-            self.step.abstract_state(),
-        )
-        numbers = {name: dict.fromkeys(keys, number) for name, keys in self._common.varying}
-        stacked = SweptState(**vars(states), numbers=numbers, rate=number)
+        stacked = abstract_students(self.step, self._common, self.count)
         return {"params": stacked.params, "state": stacked}
 
     def take_up(self, restored: Restored) -> SweptState:

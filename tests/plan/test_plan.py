@@ -26,6 +26,13 @@ SHAPE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 128,
 }
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+}
 CHAIN = """
 name: tiny
 data: {task: causal_lm, train: {hub: some/text, split: train}, max_length: 128}
@@ -52,8 +59,8 @@ def directory(tmp_path_factory):
     return made
 
 
-def planning(directory, **settings):
-    made = make_planning("cpu:8", model_configs=[f"some/model={directory / 'config.json'}"], **settings)
+def planning(directory, target="cpu:8", **settings):
+    made = make_planning(target, model_configs=[f"some/model={directory / 'config.json'}"], **settings)
     return replace(made, cache_dir=directory / "cache")
 
 
@@ -127,6 +134,31 @@ def test_a_cached_teacher_takes_no_memory_but_its_answers(directory, plans):
     assert cached["memory"]["teacher"] == 0
     assert cached["memory"]["batch"] > plans[0]["memory"]["batch"]
     assert cached["flops"]["formula"] < plans[0]["flops"]["formula"]
+
+
+def test_a_sweep_is_planned_with_all_its_students(directory):
+    """Seeds alone change nothing of the program, and neither does what rate each student is trained at."""
+
+    def planned(*overrides):
+        run = load_run(directory / "chain.yaml", ["parallel={data: 1}", "stages.student.train.remat=none", *overrides])
+        (plan,) = plan_run(run, planning(directory, "cpu:1", stages=["student"]), Console(quiet=True))
+        return plan
+
+    alone = planned()
+    before = {id(array) for array in jax.live_arrays()}
+    swept = planned("stages.student.sweep={seed: [1, 2, 3]}")
+    assert not [array for array in jax.live_arrays() if id(array) not in before]
+    assert (alone["students"], swept["students"]) == (1, 3)
+    for name, times in {"student": 3, "optimizer": 3, "teacher": 1, "batch": 1}.items():
+        assert swept["memory"][name] == times * alone["memory"][name]
+    assert swept["memory"]["peak"] - alone["memory"]["peak"] > 2 * alone["memory"]["student"]
+    student = models.build({**SHAPE, **SMALL}, task="causal_lm")
+    of_one = formula.step_flops(student, (), rows=32, length=128)
+    assert swept["flops"]["formula"] - alone["flops"]["formula"] == 2 * of_one
+    assert swept["flops"]["counted"] - alone["flops"]["counted"] == pytest.approx(2 * of_one, rel=0.02)
+    rates = "{learning_rate: {low: 1.0e-4, high: 1.0e-3, log: true}, trials: 5, together: 3}"
+    searched = planned(f"stages.student.sweep={rates}", "stages.student.checkpoint={best: loss}")
+    assert searched == swept
 
 
 def test_results_are_kept_and_read_back(plans, directory):
