@@ -36,6 +36,7 @@ VARIANTS = ("jaxdistill", "torch-pad128", "torch-dynamic", "torch-pad128-compile
 SAME_SHAPES = ("jaxdistill", "torch", "torch-compiled")
 LONGEST, LEARNING_RATE, KD_WEIGHT = 128, 1e-4, 0.5
 TURN = 64  # our batches that are sorted by length together: a fair mix
+SAME_LENGTH_TURN = 8  # where all have one length
 
 Figures = dict[str, float]
 
@@ -126,10 +127,11 @@ def _measure_jax(arguments: argparse.Namespace) -> Figures:
         feed: Any = job.feed
         job = dataclasses.replace(job, feed=dataclasses.replace(feed, lengths=(arguments.length,)))
     runner = StepRunner(job)
-    runner.settled_turn(TURN)
+    batches = SAME_LENGTH_TURN if arguments.length else TURN
+    runner.settled_turn(batches)
     turns: list[Turn] = []
     while sum(turn.wall for turn in turns) < arguments.seconds:
-        turns.append(runner.settled_turn(TURN))
+        turns.append(runner.settled_turn(batches))
     runner.close()
     return _figures(
         examples=sum(turn.examples for turn in turns),
