@@ -151,7 +151,7 @@ def test_the_library_example_runs(material: Path):
 
 
 def test_the_configuration_loads(material: Path, tmp_path: Path):
-    text, _, _ = blocks("yaml")
+    text, *_ = blocks("yaml")
     text = put(text, **{"train.csv": material / "train.csv", "test.csv": material / "test.csv"})
     path = tmp_path / "chain.yaml"
     path.write_text(put(text, **{"./small-bert": material / "model"}), encoding="utf-8")
@@ -163,7 +163,7 @@ def test_the_configuration_loads(material: Path, tmp_path: Path):
 
 
 def test_the_configuration_of_language_models_loads(tmp_path: Path):
-    _, text, _ = blocks("yaml")
+    _, text, *_ = blocks("yaml")
     shape = {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008, "vocab_size": 32000}
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama", **shape}), encoding="utf-8")
@@ -174,14 +174,31 @@ def test_the_configuration_of_language_models_loads(tmp_path: Path):
     assert [stage.key for stage in chain.stages] == ["student-1", "student-2", "student"]
 
 
-def test_the_loss_of_phases_loads():
-    _, _, text = blocks("yaml")
+@pytest.fixture
+def stage() -> dict[str, Any]:
+    """A stage that parts of others are shown for."""
     shape = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     student = {"name": "student", "student": {"architecture": "bert", **shape}, "train": {"steps": 10}}
-    stage = {**student, "teacher": {"asset": "minilm-l6"}, **yaml.safe_load(text)}
-    run = {"name": "phases", "data": {"train": {"asset": "sentiment", "split": "train"}}, "stages": [stage]}
-    chain = build_chain(run_from_dict(run))
+    return {**student, "teacher": {"asset": "minilm-l6"}}
+
+
+def chain_of(stage: dict[str, Any], text: str) -> Any:
+    """The stage's chain with the keys of a YAML text."""
+    data = {"train": {"asset": "sentiment", "split": "train"}}
+    return build_chain(run_from_dict({"name": "one", "data": data, "stages": [{**stage, **yaml.safe_load(text)}]}))
+
+
+def test_the_loss_of_phases_loads(stage):
+    _, _, text, _ = blocks("yaml")
+    chain = chain_of(stage, text)
     assert [(stage.key, stage.config.train.steps) for stage in chain.stages] == [("student.between", 6), ("student", 4)]
+
+
+def test_the_search_loads(stage):
+    _, _, _, text = blocks("yaml")
+    (search,) = [each.search for each in chain_of(stage, text).stages]
+    assert [len(round_) for round_ in search.rounds] == [4] * 6
+    assert set(search.space) == {"learning_rate", "kd_weight"}
 
 
 def commands() -> list[list[str]]:
