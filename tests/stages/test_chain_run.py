@@ -109,6 +109,7 @@ def test_pmap_gives_the_same_student(material: Path, tmp_path: Path):
         assert a["eval"]["validation"]["loss"] == pytest.approx(b["eval"]["validation"]["loss"], rel=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_cached_teacher_teaches_the_same(material: Path, tmp_path: Path):
     config = chain_config(material, tmp_path / "online")

@@ -80,7 +80,10 @@ def whole():
     return run()
 
 
-@pytest.mark.parametrize("keys", [{"accumulate": 2}, {"devices": 2}, {"devices": 2, "strategy": "pmap"}], ids=str)
+PMAP = pytest.param({"devices": 2, "strategy": "pmap"}, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("keys", [{"accumulate": 2}, {"devices": 2}, PMAP], ids=str)
 def test_any_split_is_the_same_update(whole, keys):
     assert_same_step(run(**keys), whole)
 

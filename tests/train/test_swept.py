@@ -63,7 +63,7 @@ def teacher_params(step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("devices", "accumulate"), [pytest.param(1, 1, marks=pytest.mark.long), (2, 2)])
 def test_each_student_is_as_if_alone(devices, accumulate):
     mesh = make_mesh(ParallelConfig(data=devices))
     step, state = swept(VARIANTS, mesh, accumulate)
