@@ -21,8 +21,9 @@ from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.cost import dispatch_steps
 from jaxdistill.train.memory import StepMemory, memory_breakdown
 from jaxdistill.train.optimizer import build_optimizer
+from jaxdistill.train.program import StepProgram
 from jaxdistill.train.state import TrainState, init_state
-from jaxdistill.train.step import TrainStep, make_train_step
+from jaxdistill.train.step import TrainStep
 from jaxdistill.typing import Batch, Params
 
 
@@ -86,13 +87,20 @@ class Job:
     tokens_per_step: float | None = None
 
 
-def make_step(job: Job, mesh: Mesh) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
-    """The stage's compiled step, with the optimizer and schedule it was made from; repeats of a stage share it."""
-    return _make_step(job.student, job.teachers, job.objective, job.config.train, job.total_steps, job.parallel, mesh)
+def make_step(
+    job: Job, mesh: Mesh, program: type[StepProgram] = StepProgram
+) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
+    """The stage's compiled step, with the optimizer and schedule it was made from; repeats of a stage share it.
+
+    `program`: what the step compiles, which says what kind of state it takes.
+    """
+    settings = (job.config.train, job.total_steps, job.parallel)
+    return _make_step(program, job.student, job.teachers, job.objective, *settings, mesh)
 
 
 @functools.lru_cache(maxsize=1)  # only the stage at hand: what another one compiled is on disk
 def _make_step(
+    program: type[StepProgram],
     student: Model,
     teachers: tuple[Teacher, ...],
     objective: Objective,
@@ -102,16 +110,8 @@ def _make_step(
     mesh: Mesh,
 ) -> tuple[TrainStep, GuardedTransformation, optax.Schedule]:
     optimizer, schedule = build_optimizer(train, total_steps)
-    step = make_train_step(
-        student=student,
-        teachers=teachers,
-        objective=objective,
-        optimizer=optimizer,
-        mesh=mesh,
-        strategy=parallel.strategy,
-        accumulate=train.accumulate,
-        teacher_layout=parallel.teacher,
-    )
+    made = program(student, teachers, objective, optimizer, train.accumulate)
+    step = TrainStep(made, mesh, strategy=parallel.strategy, donate=True, teacher_layout=parallel.teacher)
     return step, optimizer, schedule
 
 

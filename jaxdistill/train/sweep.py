@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,17 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxdistill.config.schema import ParallelConfig, TrainConfig
-from jaxdistill.distill.objective import Objective
-from jaxdistill.distill.teacher import Teacher
-from jaxdistill.models import Model
 from jaxdistill.parallel import make_mesh, replicate, replicated
 from jaxdistill.train.adamw import GuardedTransformation
 from jaxdistill.train.checkpoint import Checkpoints, Restored, load_params
-from jaxdistill.train.job import Job, fresh_state
+from jaxdistill.train.job import Job, fresh_state, make_step
 from jaxdistill.train.learner import Choice, Evaluation
 from jaxdistill.train.loop import Trained, train
-from jaxdistill.train.optimizer import build_optimizer, build_schedule
+from jaxdistill.train.optimizer import build_schedule
 from jaxdistill.train.step import TrainStep
 from jaxdistill.train.swept import CommonObjective, SweptProgram, SweptState, student_of
 from jaxdistill.tree import tree_digest
@@ -215,20 +210,5 @@ def make_swept_step(job: Job, common: CommonObjective, mesh: Mesh) -> tuple[Trai
 
     The rounds of a search share it.
     """
-    settings = (job.config.train, job.total_steps, job.parallel)
-    return _make_swept_step(job.student, job.teachers, common.objective, *settings, mesh)
-
-
-@functools.lru_cache(maxsize=1)
-def _make_swept_step(
-    student: Model,
-    teachers: tuple[Teacher, ...],
-    objective: Objective,
-    train: TrainConfig,
-    total_steps: int,
-    parallel: ParallelConfig,
-    mesh: Mesh,
-) -> tuple[TrainStep, GuardedTransformation]:
-    optimizer, _ = build_optimizer(train, total_steps)
-    program = SweptProgram(student, teachers, objective, optimizer, train.accumulate)
-    return TrainStep(program, mesh, strategy="jit", donate=True, teacher_layout=parallel.teacher), optimizer
+    step, optimizer, _ = make_step(replace(job, objective=common.objective), mesh, SweptProgram)
+    return step, optimizer
