@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 from test_stored_logits import config, write_teacher
-from tiny_chain import final_params, run, write_config
+from tiny_chain import final_params, run, run_interrupted, write_config
 
 from jaxdistill.config import run_from_dict
 from jaxdistill.errors import CheckpointError, ConfigError
 from jaxdistill.stages import check
-from jaxdistill.train import loop
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.slow
@@ -98,20 +97,7 @@ def test_killed_and_continued_it_is_the_same(
     trained: tuple[Path, str], material: Path, teacher: Path, tmp_path: Path, monkeypatch: Any, saves: int
 ) -> None:
     path = write_config(tmp_path / "c.yaml", searched(material, tmp_path / "run", teacher))
-    save, count = loop._Loop._save, 0
-
-    def killed(self: Any) -> None:
-        nonlocal count
-        save(self)
-        count += 1
-        if count == saves:
-            self.checkpoints.wait()
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "_save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(path)
+    run_interrupted(path, monkeypatch, saves=saves)
     finished = ["values" in each for each in rounds_of(tmp_path / "run")]
     assert finished == ([False] if saves == 1 else [True, False])
     with pytest.raises(ConfigError, match=r"stages\.assistant\.sweep\.trials: 4 → 6"):

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 from test_stored_logits import config, write_teacher
-from tiny_chain import final_params, run, write_config
+from tiny_chain import final_params, run, run_interrupted, write_config
 
 from jaxdistill.config import run_from_dict
 from jaxdistill.stages import check
-from jaxdistill.train import loop
 from jaxdistill.train.checkpoint import load_params
 
 pytestmark = pytest.mark.slow
@@ -90,17 +89,7 @@ def test_killed_and_continued_it_is_the_same(
     trained: Path, material: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_config(tmp_path / "c.yaml", swept(material, tmp_path / "run", teacher))
-    save = loop._Loop._save
-
-    def killed(self: Any) -> None:
-        save(self)
-        self.checkpoints.wait()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "_save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(path)
+    run_interrupted(path, monkeypatch)
     run(path)
     ours, theirs = (final_params(output, "assistant") for output in (tmp_path / "run", trained))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), ours, theirs)

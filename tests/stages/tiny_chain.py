@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from rich.console import Console
 
 from jaxdistill.config import load_run
 from jaxdistill.stages import Summary, execute
+from jaxdistill.train import loop
 from jaxdistill.train.checkpoint import load_params
 
 GOOD = ["good", "great", "fine", "lovely", "superb", "charming"]
@@ -122,6 +124,24 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
 def run(path: Path, *overrides: str, console: Console | None = None) -> Summary:
     """Execute a configuration file quietly."""
     return execute(load_run(path, overrides), console=console or Console(quiet=True))
+
+
+def run_interrupted(path: Path, monkeypatch: pytest.MonkeyPatch, *, saves: int = 1) -> None:
+    """Execute a configuration file until so many checkpoints have been written."""
+    save, count = loop._Loop._save, 0
+
+    def interrupted(self: Any) -> None:
+        nonlocal count
+        save(self)
+        count += 1
+        if count == saves:
+            self.checkpoints.wait()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(path)
 
 
 def final_params(output: Path, key: str):
