@@ -53,8 +53,8 @@ class Embeddings(nnx.Module):
 
     def _words(self, ids: Int[Array, "B S"]) -> Array:
         if self.config.model_type == "bert_hash":
-            return self.word_projection(lookup(self.word_table[...], ids, dtype=self.word_table.dtype))
-        return lookup(self.word[...], ids, dtype=self.dtype)
+            return self.word_projection(lookup(self.word_table.get_value(), ids, dtype=jnp.dtype(jnp.float32)))
+        return lookup(self.word.get_value(), ids, dtype=self.dtype)
 
     def _positions(self, batch: Batch) -> Array:
         table, ids = self.position[...].astype(self.dtype), batch["input_ids"]

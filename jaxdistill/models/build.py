@@ -53,6 +53,13 @@ class Model:
         """Classes of the classifier (meaningless for a masked LM, 0 for a decoder)."""
         return self.config.num_labels if isinstance(self.config, EncoderConfig) else 0
 
+    @property
+    def word_table(self) -> Path | None:
+        """Where in the parameters a word table is that tokens are looked up in and nothing else; None: nowhere."""
+        if not isinstance(self.config, EncoderConfig) or self.task == "masked_lm":
+            return None  # a language model's table may be its head as well
+        return ("embeddings", "word_table" if self.config.model_type == "bert_hash" else "word")
+
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Fresh float32 parameters: normal kernels and tables (initializer_range), zero biases. Can be jitted."""
         return draw(key, structure(self).parameters)

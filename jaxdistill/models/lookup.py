@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,12 +14,33 @@ from jaxdistill.parallel.rules import mesh_in_context, partition_spec
 from jaxdistill.typing import Array, Float, Int
 
 
-def lookup(table: Float[Array, "V D"], ids: Int[Array, "B S"], *, dtype: Any) -> Float[Array, "B S D"]:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TableRows:
+    """Some rows of a table [V, D], to be looked up in instead of it.
+
+    Attributes:
+      rows: [N, D].
+      slots: int32 [V], where in `rows` each of the table's is; only those that are there may be looked up.
+    """
+
+    rows: Float[Array, "N D"]
+    slots: Int[Array, " V"]
+
+    @property
+    def dtype(self) -> Any:
+        """That of the rows."""
+        return self.rows.dtype
+
+
+def lookup(table: Float[Array, "V D"] | TableRows, ids: Int[Array, "B S"], *, dtype: Any) -> Float[Array, "B S D"]:
     """Rows of the table in `dtype`; ids out of range read the nearest row.
 
     Where the mesh in context spreads the table, rows travel instead of it: a device looks its neighbours' tokens up in
     its own columns and vocabulary, and each gets its own rows back. Left to itself, the compiler gathers the table.
     """
+    if isinstance(table, TableRows):
+        return gather(table.rows, gather(table.slots, ids)).astype(dtype)
     mesh = mesh_in_context()
     if mesh is None:
         return gather(table, ids).astype(dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.train.rows import RowGradient
 from jaxdistill.typing import Params, Scalar
 
 
@@ -17,10 +18,13 @@ class GuardedTransformation(NamedTuple):
 
     update(gradients, state, params, *, finite, grad_norm) -> (updates, state). Where `finite` is false the state is the
     old one; the updates are then meaningless and must not be applied.
+
+    takes_rows: a leaf of `gradients` may be a `RowGradient`.
     """
 
     init: Callable[[Params], Any]
     update: Callable[..., tuple[Any, Any]]
+    takes_rows: bool = False
 
 
 def guarded(optimizer: optax.GradientTransformation | GuardedTransformation) -> GuardedTransformation:
@@ -52,7 +56,8 @@ def adamw(
 
     Around Optax's chain, XLA's CPU compiler copies both moments and writes the clipped gradient out, which is most of
     the update's time for a large word table. Here each moment is one expression, select included, and the parameters
-    are computed from the moments as they are stored: every array is read and written once, in place.
+    are computed from the moments as they are stored: every array is read and written once, in place. Of a table whose
+    gradient is a few rows (`RowGradient`) the moments fade where they lie, and those rows are added.
 
     Args:
       schedule: learning rate by number of updates made.
@@ -78,6 +83,10 @@ def adamw(
             scale = jnp.where(grad_norm < max_grad_norm, scale, max_grad_norm / grad_norm)
 
         def moment(old, gradient, decay: float, power: int):
+            if isinstance(gradient, RowGradient):
+                faded = jnp.where(finite, jnp.float32(decay), jnp.float32(1)) * old
+                added = (1 - decay) * (gradient.rows * scale) ** power
+                return gradient.add_to(faded, jnp.where(finite, added, jnp.zeros_like(added)))
             value = (1 - decay) * (gradient * scale) ** power + decay * old.astype(gradient.dtype)
             return jnp.where(finite, value.astype(old.dtype), old)
 
@@ -95,4 +104,5 @@ def adamw(
         updates = jax.tree.map(change, mu, nu, params, decay_mask(params))
         return updates, optax.ScaleByAdamState(count=jnp.where(finite, count, state.count), mu=mu, nu=nu)
 
-    return GuardedTransformation(init, update)
+    # a moment that is rounded as it is stored would be rounded twice
+    return GuardedTransformation(init, update, takes_rows=jnp.dtype(mu_dtype) == jnp.float32)

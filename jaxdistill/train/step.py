@@ -112,6 +112,7 @@ class TrainStep:
             # pmap's own mesh has this one axis: arrays placed on any other would be a second trace
             self._stacked = NamedSharding(Mesh(mesh.devices.reshape(-1), (_AXIS,)), PartitionSpec(_AXIS))
             how: dict[str, Any] = {"split": _split_rows, "total": lambda tree: jax.lax.psum(tree, _AXIS), "mesh": None}
+            how["alone"] = mesh.size == 1
             pmap = partial(
                 jax.pmap, axis_name=_AXIS, out_axes=(0, None), donate_argnums=donated, devices=list(mesh.devices.flat)
             )
@@ -124,7 +125,7 @@ class TrainStep:
                 program.student, program.optimizer, mesh, program.objective.projections
             )
             spread = mesh if mesh.size > 1 else None
-            how = {"split": self._split_sharded, "total": lambda tree: tree, "mesh": spread}
+            how = {"split": self._split_sharded, "total": lambda tree: tree, "mesh": spread, "alone": spread is None}
             jit = partial(
                 jax.jit,
                 out_shardings=(self._state_shardings, replicated(mesh)),

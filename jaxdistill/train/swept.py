@@ -143,7 +143,7 @@ def _at_rate(optimizer: GuardedTransformation, rate: Scalar) -> GuardedTransform
         updates, state = optimizer.update(*arguments, **named)
         return jax.tree.map(lambda change: rate * change, updates), state
 
-    return GuardedTransformation(optimizer.init, update)
+    return optimizer._replace(update=update)
 
 
 def _by_student(metrics: Metrics, count: int) -> Metrics:
