@@ -118,6 +118,7 @@ def _measure_jax(arguments: argparse.Namespace) -> Figures:
     from jaxdistill.config import build_chain, run_from_dict
     from jaxdistill.parallel import use_compilation_cache
     from jaxdistill.stages.prepare import Preparation
+    from jaxdistill.train.stage_step import StageStep
 
     use_compilation_cache(data.default_cache_dir() / "compiled")
     preparation = Preparation(build_chain(run_from_dict(_run(arguments))), Console(quiet=True), untrained=True)
@@ -126,7 +127,7 @@ def _measure_jax(arguments: argparse.Namespace) -> Figures:
     if arguments.length:
         feed: Any = job.feed
         job = dataclasses.replace(job, feed=dataclasses.replace(feed, lengths=(arguments.length,)))
-    runner = StepRunner(job)
+    runner = StepRunner(StageStep(job))
     batches = SAME_LENGTH_TURN if arguments.length else TURN
     runner.settled_turn(batches)
     turns: list[Turn] = []

@@ -62,10 +62,11 @@ def _first_step(config: str, stage: str, *overrides: str) -> None:
     from jaxdistill.bench.runner import StepRunner
     from jaxdistill.config import build_chain, load_run
     from jaxdistill.stages.prepare import Preparation
+    from jaxdistill.stages.stage_step import stage_step
 
     preparation = Preparation(build_chain(load_run(config, overrides)), Console(quiet=True), untrained=True)
     preparation.survey()
-    runner = StepRunner(preparation.task.job(preparation.surveys[stage]))
+    runner = StepRunner(stage_step(preparation.task, preparation.surveys[stage]))
     runner.turn(1)
     print("done", flush=True)
     runner.close()

@@ -19,8 +19,8 @@ from jaxdistill.distill.objective import make_objective
 from jaxdistill.parallel import make_mesh, put_batch
 from jaxdistill.train.dispatch import Groups
 from jaxdistill.train.flops import jaxpr_matmul_flops
-from jaxdistill.train.job import Job, make_step, steps_per_dispatch
-from jaxdistill.train.state import init_state
+from jaxdistill.train.job import Job, steps_per_dispatch
+from jaxdistill.train.stage_step import StageStep
 from jaxdistill.typing import Batch, Params, Signals
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -28,7 +28,11 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Turn:
-    """What a turn took and did. tokens: real ones; places: padding included. shapes: of its batches, how many each."""
+    """What a turn took and did.
+
+    examples: as read, however many students learn from each. tokens: real ones; places: padding included. shapes: of
+    its batches, how many each.
+    """
 
     wall: float
     cpu: float
@@ -120,15 +124,13 @@ class Runner(ABC):
 
 
 class StepRunner(Runner):
-    """The step that `jaxdistill run` trains a stage with, and its state."""
+    """The step that `jaxdistill run` trains a stage with, of all its students, and their state."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, trained: StageStep) -> None:
+        job, mesh = trained.job, make_mesh(trained.job.parallel)
         super().__init__(job)
-        mesh = make_mesh(job.parallel)
-        self.step, optimizer, _ = make_step(job, mesh)
-        key, projections = jax.random.key(job.seed), job.objective.projections
-        state = init_state(job.initial_params(), optimizer, key, mesh, model=job.student, projections=projections)
-        self.state = self.step.put_state(state)
+        self._trained, self.students = trained, trained.students
+        self.step, self.state = trained.make(mesh), trained.fresh(mesh)
         self.teacher_params = self.step.put_params(job.teacher_params)
         self.per_dispatch = steps_per_dispatch(job)
 
@@ -159,7 +161,8 @@ class StepRunner(Runner):
         step = self.step
         if self.job.student.remat != "none":
             student = dataclasses.replace(self.job.student, remat="none")
-            step, _, _ = make_step(dataclasses.replace(self.job, student=student), self.step.mesh)
+            job = dataclasses.replace(self.job, student=student)
+            step = dataclasses.replace(self._trained, job=job).make(self.step.mesh)
         return {
             key: jaxpr_matmul_flops(step.jaxpr(self.state, self.teacher_params, step.put_batch(batch)))
             for key, batch in batches.items()

@@ -91,11 +91,13 @@ def inference_chart(result: Mapping[str, Any]) -> str:
 def _rates_table(stage: Mapping[str, Any], repeats: int) -> Table:
     title = f"{stage['stage']}: median of {repeats} turns of {stage['steps']} steps (least – greatest)"
     table = text_table(title, left=("variant",))
-    for heading in ("examples/s", "… a CPU-second", "real tokens/s", "step ms"):
+    swept = any(row["students"] > 1 for row in stage["variants"])
+    for heading in ("students",) * swept + ("examples/s", "… a CPU-second", "real tokens/s", "step ms"):
         table.add_column(heading, justify="right")
     for row in stage["variants"]:
         table.add_row(
             Text(row["variant"]),
+            *(str(row["students"]),) * swept,
             _ranged(row["examples_per_second"], "{:,.1f}".format),
             _ranged(row["examples_per_cpu_second"], "{:,.1f}".format),
             _ranged(row["tokens_per_second"], "{:,.0f}".format),
@@ -160,11 +162,14 @@ def _models_table(models: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _parts_line(parts: Mapping[str, Spread]) -> str:
-    share, over = parts["teacher_share"], parts["distillation_over_plain"]
-    return (
+    share, over = parts["teacher_share"], parts.get("distillation_over_plain")
+    said = (
         f"teachers' forward passes by themselves: {share['ratio']:.1%} of the step ({share['min']:.1%} – "
-        f"{share['max']:.1%}); the step takes {_times(over)} as long as plain training of the same student"
+        f"{share['max']:.1%})"
     )
+    if over is None:
+        return said
+    return f"{said}; the step takes {_times(over)} as long as plain training of the same student"
 
 
 def _starts_line(starts: Mapping[str, float]) -> str:

@@ -22,9 +22,11 @@ from jaxdistill.config.schema import Run
 from jaxdistill.errors import ConfigError
 from jaxdistill.parallel.compilation import empty_compilation_cache
 from jaxdistill.stages.prepare import Preparation
-from jaxdistill.train.job import Job, step_memory
+from jaxdistill.stages.stage_step import stage_step
+from jaxdistill.train.job import Job
 from jaxdistill.train.memory import planned_bytes
 from jaxdistill.train.out_of_memory import device_memory_limit, is_out_of_memory, out_of_memory_error
+from jaxdistill.train.stage_step import StageStep
 
 STEP, TEACHER, PLAIN = "step", "teacher", "plain"
 _STEPS = 16
@@ -44,13 +46,17 @@ class _Case:
     """A stage of one variant: what takes turns, and what the turns took. parts: the step's first."""
 
     variant: Variant
-    job: Job
+    trained: StageStep
     parameters: int
     parts: dict[str, Runner]
     peak: MatmulPeak
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     compile_seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def job(self) -> Job:
+        return self.trained.job
 
     @property
     def step(self) -> StepRunner:
@@ -69,12 +75,13 @@ def bench_stages(
 ) -> dict[str, Any]:
     """Time every stage's compiled step, fed by the stage's own pipeline; variants take turns, stage by stage.
 
-    A stage whose teacher has not been trained learns from a fresh one of its shape, and of a sweep one student is
-    timed. Nothing is written into the run's directory.
+    A stage whose teacher has not been trained learns from a fresh one of its shape. Of a sweep, the step of all
+    students is timed (of a search, of its first round); a batch's examples count once, and `students` says how many
+    learn from each. Nothing is written into the run's directory.
 
     Args:
       variants: the first is what the others are compared with. A single one is taken apart: its teachers' forward
-        passes, and plain training of the same student, take turns with its step.
+        passes, and, unless it is a sweep, plain training of the same student, take turns with its step.
       stages: names or keys; default, all of them, of a repeated one the first seed.
       repeats: turns of each.
       steps: optimizer steps of a turn; default, the batches that are sorted by length together, or else 16.
@@ -101,7 +108,7 @@ def bench_stages(
         peaks: dict[Any, MatmulPeak] = {}
         cases = [_case(*pair, key, peaks) for pair in zip(variants, preparations, strict=True)]
         if len(cases) == 1 and cases[0].job.teachers and cases[0].job.objective.teacher_outputs:
-            cases[0].parts |= {TEACHER: TeacherRunner(cases[0].step), PLAIN: StepRunner(plain_job(cases[0].job))}
+            cases[0].parts |= _parts_of(cases[0])
         rows.append(_bench_stage(key, cases, [chain.stage(key) for chain in chains], repeats, steps, console))
     return {
         "command": "bench",
@@ -131,24 +138,32 @@ def _chosen(chain: Chain, names: Sequence[str]) -> list[str]:
 def _case(variant: Variant, preparation: Preparation, key: str, peaks: dict[Any, MatmulPeak]) -> _Case:
     """`peaks`: of the devices and dtypes of the variants so far."""
     survey = preparation.surveys[key]
-    job = preparation.task.job(survey)
-    with _memory_told(job):
-        runner = StepRunner(job)
-    place = runner.step.mesh, job.student.dtype
+    trained = stage_step(preparation.task, survey)
+    with _memory_told(trained):
+        runner = StepRunner(trained)
+    place = runner.step.mesh, trained.job.student.dtype
     if place not in peaks:
         peaks[place] = MatmulPeak(*place)
-    return _Case(variant, job, survey.parameters, {STEP: runner}, peaks[place])
+    return _Case(variant, trained, survey.parameters, {STEP: runner}, peaks[place])
+
+
+def _parts_of(case: _Case) -> dict[str, Runner]:
+    """What a step is compared with; several students' with its teachers alone, for no plain training is like it."""
+    parts: dict[str, Runner] = {TEACHER: TeacherRunner(case.step)}
+    if case.trained.students == 1:
+        parts[PLAIN] = StepRunner(StageStep(plain_job(case.job)))
+    return parts
 
 
 @contextmanager
-def _memory_told(job: Job) -> Iterator[None]:
+def _memory_told(trained: StageStep) -> Iterator[None]:
     """Where a device's memory is too small for a stage, say what holds it and what would need less."""
     try:
         yield
     except (RuntimeError, ValueError) as error:  # what JAX raises, compiling or running
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory_error(error, step_memory(job), limit=device_memory_limit()) from error
+        raise out_of_memory_error(error, trained.memory(), limit=device_memory_limit()) from error
 
 
 def _bench_stage(
@@ -160,7 +175,7 @@ def _bench_stage(
     try:
         with empty_compilation_cache():
             for case in cases:
-                with _memory_told(case.job):
+                with _memory_told(case.trained):
                     _measure_compilation(case)
             _take_turns(cases, repeats=repeats, steps=steps)
         rows = [_figures(case, cases[0]) for case in cases]
@@ -191,7 +206,7 @@ def _take_turns(cases: Sequence[_Case], *, repeats: int, steps: int) -> None:
     """Warm up, then rounds in which everything has one turn; who comes first changes from round to round."""
     entries = [(case, name, runner) for case in cases for name, runner in case.parts.items()]
     for case, _, runner in entries:
-        with _memory_told(case.job):
+        with _memory_told(case.trained):
             runner.settled_turn(steps)
     for index in range(repeats):
         for peak in dict.fromkeys(case.peak for case in cases):
@@ -212,6 +227,7 @@ def _figures(case: _Case, baseline: _Case) -> dict[str, Any]:
     return {
         "variant": case.variant.name,
         "overrides": list(case.variant.overrides),
+        "students": case.trained.students,
         "parameters": case.parameters,
         "teachers": len(case.job.teachers),
         "batch_size": case.job.config.train.batch_size,
@@ -250,7 +266,10 @@ def _work(turn: Turn, flops: Mapping[Shapes, int]) -> int:
 
 
 def _flops_of_parts(case: _Case, flops: Mapping[Shapes, int]) -> dict[str, float | None]:
-    """Mean FLOPs of a step: all of it, the student's three passes, and the rest, which is the teachers'."""
+    """Mean FLOPs of a step: all of it, the student's three passes, and the rest, which is the teachers'.
+
+    None for the latter two where plain training was not timed beside it.
+    """
     turns = case.turns[STEP]
     steps = sum(turn.steps for turn in turns)
     whole = sum(_work(turn, flops) for turn in turns) / steps
@@ -263,15 +282,12 @@ def _flops_of_parts(case: _Case, flops: Mapping[Shapes, int]) -> dict[str, float
 
 
 def _parts(case: _Case) -> dict[str, Spread] | None:
-    """The teachers' share of the step, and the step beside plain training; None where they were not measured."""
-    if TEACHER not in case.turns:
-        return None
-    step, teacher, plain = (_rates(case.turns[name]) for name in (STEP, TEACHER, PLAIN))
+    """The teachers' share of the step, and the step beside plain training, as far as they were measured; or None."""
+    rates = {name: _rates(turns) for name, turns in case.turns.items()}
     found: dict[str, Spread] = {}
-    for title, top, bottom in (("teacher_share", teacher, step), ("distillation_over_plain", step, plain)):
-        found[title] = ratio(top["step_seconds"], bottom["step_seconds"])
-        found[f"{title}_cpu"] = ratio(top["step_cpu_seconds"], bottom["step_cpu_seconds"])
-    return found | {
-        "teacher_step_seconds": spread(teacher["step_seconds"]),
-        "plain_step_seconds": spread(plain["step_seconds"]),
-    }
+    for title, top, bottom in (("teacher_share", TEACHER, STEP), ("distillation_over_plain", STEP, PLAIN)):
+        if top in rates and bottom in rates:
+            found[title] = ratio(rates[top]["step_seconds"], rates[bottom]["step_seconds"])
+            found[f"{title}_cpu"] = ratio(rates[top]["step_cpu_seconds"], rates[bottom]["step_cpu_seconds"])
+    alone = {f"{name}_step_seconds": spread(rates[name]["step_seconds"]) for name in (TEACHER, PLAIN) if name in rates}
+    return found | alone or None

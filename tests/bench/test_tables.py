@@ -22,6 +22,7 @@ def test_brackets_of_an_override_are_no_markup():
     def row(variant):
         return {
             "variant": variant,
+            "students": 1,
             **dict.fromkeys(RATES, spread([1.0])),
             "real_token_share": 1.0,
             "flops": {"step": 1.0},

@@ -105,6 +105,23 @@ def test_a_stage_is_taken_apart(jaxdistill, config, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_is_timed_with_all_its_students(jaxdistill, config):
+    swept = "stages.small.sweep.seed=[1,2,3]"
+    result = jaxdistill("bench", config, "data.batching=padded", "--compare", swept, *ONCE)
+    assert result.status == 0, result.err
+    alone, together = json.loads(result.out)["stages"][0]["variants"]
+    assert (alone["students"], together["students"]) == (1, 3)
+    assert "students" in result.err
+    # a batch's examples count once, and the teacher runs once
+    assert together["tokens"] == alone["tokens"]
+    work = [row["flops"]["step"] for row in (alone, together)]
+    for name in ("min", "max"):  # of every turn, 8 examples a step
+        other = {"min": "max", "max": "min"}[name]
+        assert together["examples_per_second"][name] * together["step_seconds"][other] == pytest.approx(8)
+    assert work[0] < work[1] < 3 * work[0]
+
+
+@pytest.mark.slow
 @pytest.mark.long
 def test_variants_take_turns_and_are_compared_with_the_first(jaxdistill, config):
     variant = "data.batching=padded stages.small.train.remat=full"
