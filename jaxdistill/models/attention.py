@@ -55,12 +55,12 @@ class SelfAttention(nnx.Module):
     def _project(self, x: Array, *, first_only: bool, starts: Array | None) -> tuple[Array, Array, Array]:
         """Queries [B, Q, N, H], keys and values [B, S, N, H]."""
         if not first_only:
-            qkv = self.qkv(x)
-            return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+            query, key, value = jax.lax.split(self.qkv(x), (1, 1, 1), axis=2)
+            return query[:, :, 0], key[:, :, 0], value[:, :, 0]
         kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
         query = affine(first_tokens(x, starts), kernel[:, 0], bias[0], dtype=self.dtype)
-        both = affine(x, kernel[:, 1:], bias[1:], dtype=self.dtype)
-        return query, both[:, :, 0], both[:, :, 1]
+        key, value = jax.lax.split(affine(x, kernel[:, 1:], bias[1:], dtype=self.dtype), (1, 1), axis=2)
+        return query, key[:, :, 0], value[:, :, 0]
 
 
 def attention_bias(attention_mask: Array, segment_ids: Array | None = None) -> Float[Array, "B 1 _ S"]:
