@@ -11,7 +11,9 @@ whatever it was padded to. Compilation and the first steps are left out on both 
 the weights, so our teacher and student have fresh ones.
 
 With `--length N` every row is cut and padded to N tokens on both sides: the same shapes, which compares the arithmetic
-alone. Needs the `parity` extra (torch). Prints a table, or the figures with --json.
+alone. The variant `bound` then says what is left to gain: the step's matrix products, each by itself and as often as
+the step computes it, and AdamW's update from ready gradients. A step of these kernels cannot be faster, whatever
+becomes of everything else in it. Needs the `parity` extra (torch). Prints a table, or the figures with --json.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,11 @@ from jaxdistill.bench.spread import ratio
 
 SHAPES = {"L6H384": (6, 384, 12, 1536), "mini": (4, 256, 4, 1024), "tiny": (2, 128, 2, 512), "femto": (2, 50, 2, 200)}
 VARIANTS = ("jaxdistill", "torch-pad128", "torch-dynamic", "torch-pad128-compiled", "torch-dynamic-compiled")
-SAME_SHAPES = ("jaxdistill", "torch", "torch-compiled")
+SAME_SHAPES = ("jaxdistill", "torch", "torch-compiled", "bound")
 LONGEST, LEARNING_RATE, KD_WEIGHT = 128, 1e-4, 0.5
 TURN = 64  # our batches that are sorted by length together: a fair mix
 SAME_LENGTH_TURN = 8  # where all have one length
+CALLS = 100  # of a single product or update, timed together
 
 Figures = dict[str, float]
 
@@ -45,7 +49,7 @@ def main() -> None:
     """Run the variants in turn and print ratios, or be one variant (`--variant`)."""
     arguments = _parse()
     if arguments.variant:
-        measure = _measure_jax if arguments.variant == "jaxdistill" else _measure_torch
+        measure = {"jaxdistill": _measure_jax, "bound": _measure_bound}.get(arguments.variant, _measure_torch)
         print(json.dumps(measure(arguments)))
         return
     names = (arguments.variants or ",".join(SAME_SHAPES if arguments.length else VARIANTS)).split(",")
@@ -108,13 +112,109 @@ def _figures(*, examples: int, steps: int, wall: float, cpu: float) -> Figures:
 
 def _measure_jax(arguments: argparse.Namespace) -> Figures:
     """A stage of a run: its own pipeline, its own compiled step."""
+    runner = _runner(arguments)
+    batches = SAME_LENGTH_TURN if arguments.length else TURN
+    runner.settled_turn(batches)
+    turns: list[Any] = []
+    while sum(turn.wall for turn in turns) < arguments.seconds:
+        turns.append(runner.settled_turn(batches))
+    runner.close()
+    return _figures(
+        examples=sum(turn.examples for turn in turns),
+        steps=sum(turn.steps for turn in turns),
+        wall=sum(turn.wall for turn in turns),
+        cpu=sum(turn.cpu for turn in turns),
+    )
+
+
+def _measure_bound(arguments: argparse.Namespace) -> Figures:
+    """The step's matrix products one after another, and its update, and nothing else."""
+    from jaxdistill.train.flops import matmuls
+
+    runner = _runner(arguments)
+    (batch,) = runner.batches.ready(1, most=1).take(1)
+    placed = runner.step.put_batch(batch)
+    products = matmuls(runner.step.jaxpr(runner.state, runner.teacher_params, placed))
+    seconds = sum(times * _product_seconds(product) for product, times in products.items())
+    seconds += _update_seconds(runner, placed)
+    examples, _ = runner.job.feed.sizes(batch)
+    runner.close()
+    return _figures(examples=examples, steps=1, wall=seconds, cpu=seconds)
+
+
+def _product_seconds(product: Any) -> float:
+    """CPU-seconds of a matrix product on operands that are in the processor's caches, if they fit."""
+    import jax
+    import jax.numpy as jnp
+
+    operands = (product.left, product.right)
+    left, right = (jax.random.normal(jax.random.key(0), shape).astype(dtype) for shape, dtype in operands)
+    multiply = jax.jit(
+        lambda left, right: jax.lax.dot_general(
+            left, right, product.dimension_numbers, preferred_element_type=product.result
+        )
+    )
+    nothing = jax.jit(lambda left, right: jnp.zeros((), left.dtype))
+    return max(0.0, _call_seconds(multiply, left, right) - _call_seconds(nothing, left, right))
+
+
+def _call_seconds(function: Any, *arguments: Any) -> float:
+    """CPU-seconds of a call, the least of several turns."""
+
+    def call(_: Any) -> Any:
+        return function(*arguments)
+
+    return _seconds(call, None)
+
+
+def _update_seconds(runner: Any, batch: Any) -> float:
+    """CPU-seconds of the optimizer's update in place, from gradients that are ready."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdistill.train.job import make_step
+    from jaxdistill.train.rows import BatchRows
+
+    _, optimizer, _ = make_step(runner.job, runner.step.mesh)
+    path = runner.job.student.word_table
+    params = jax.tree.map(jnp.copy, runner.state.params)
+    rows = BatchRows.of(path, params[path[0]][path[1]], batch["input_ids"])
+    taken = params if rows is None else rows.taken(params)
+    ready = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1e-3), taken)
+    gradients = ready if rows is None else rows.gradient(ready)
+
+    def update(params: Any, state: Any, gradients: Any) -> Any:
+        changes, state = optimizer.update(gradients, state, params, finite=jnp.bool_(True), grad_norm=jnp.float32(1))
+        return jax.tree.map(jnp.add, params, changes), state
+
+    in_place = jax.jit(update, donate_argnums=(0, 1))
+    return _seconds(lambda before: in_place(*before, gradients), (params, optimizer.init(params)))
+
+
+def _seconds(step: Callable[[Any], Any], value: Any) -> float:
+    """CPU-seconds of a step, which is given what the step before has returned; the least of several turns."""
+    import jax
+
+    value = jax.block_until_ready(step(value))
+    turns = []
+    for _ in range(5):
+        begin = time.process_time()
+        for _ in range(CALLS):
+            value = step(value)
+        jax.block_until_ready(value)
+        turns.append((time.process_time() - begin) / CALLS)
+    return min(turns)
+
+
+def _runner(arguments: argparse.Namespace) -> Any:
+    """What times a stage's step, as `jaxdistill run` would train it."""
     from jaxdistill.host_memory import keep_freed_memory
 
     keep_freed_memory()  # as `jaxdistill run` does
     from rich.console import Console
 
     from jaxdistill import data
-    from jaxdistill.bench.runner import StepRunner, Turn
+    from jaxdistill.bench.runner import StepRunner
     from jaxdistill.config import build_chain, run_from_dict
     from jaxdistill.parallel import use_compilation_cache
     from jaxdistill.stages.prepare import Preparation
@@ -127,19 +227,7 @@ def _measure_jax(arguments: argparse.Namespace) -> Figures:
     if arguments.length:
         feed: Any = job.feed
         job = dataclasses.replace(job, feed=dataclasses.replace(feed, lengths=(arguments.length,)))
-    runner = StepRunner(StageStep(job))
-    batches = SAME_LENGTH_TURN if arguments.length else TURN
-    runner.settled_turn(batches)
-    turns: list[Turn] = []
-    while sum(turn.wall for turn in turns) < arguments.seconds:
-        turns.append(runner.settled_turn(batches))
-    runner.close()
-    return _figures(
-        examples=sum(turn.examples for turn in turns),
-        steps=sum(turn.steps for turn in turns),
-        wall=sum(turn.wall for turn in turns),
-        cpu=sum(turn.cpu for turn in turns),
-    )
+    return StepRunner(StageStep(job))
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:

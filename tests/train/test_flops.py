@@ -18,7 +18,7 @@ from jaxdistill.distill import OnlineTeacher, make_objective
 from jaxdistill.models.splash import splash_attention
 from jaxdistill.parallel import make_mesh
 from jaxdistill.train import init_state, make_train_step
-from jaxdistill.train.flops import jaxpr_matmul_flops, matmul_flops
+from jaxdistill.train.flops import jaxpr_matmul_flops, matmul_flops, matmuls
 
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
 PRODUCT = 2 * 3 * 4 * 5
@@ -124,3 +124,15 @@ def test_a_step_is_three_students_and_one_teacher(data, accumulate, fused):
     params = [models.parameter_shapes(teacher)]
     count = jaxpr_matmul_flops(step.jaxpr(state, params, batch))
     assert count == by_formula(LAYERS, passes=3) + by_formula(5, passes=1)
+
+
+def test_products_are_told_apart_and_counted():
+    def function(x, w):
+        y = jax.lax.scan(lambda carry, _: (carry @ w, None), x, None, length=3)[0]
+        return y @ w + (x.T @ x)[:1]
+
+    products = matmuls(jax.make_jaxpr(function)(jnp.ones((5, 4)), jnp.ones((4, 4))))
+    assert sorted((product.left[0], times, product.flops) for product, times in products.items()) == [
+        ((4, 5), 1, 2 * 4 * 5 * 4),
+        ((5, 4), 4, 2 * 5 * 4 * 4),
+    ]
