@@ -50,7 +50,8 @@ def said_by(process: subprocess.Popen[str], errors: Path) -> list[dict]:
     ("mesh", "shares"),
     [
         ((2, 2, 1), [[0, 2], [1, 2]]),  # each process half of the batch
-        ((1, 1, 4), [[0, 1], [0, 1]]),  # both the whole of it, and half of every head
+        # both the whole of it, and half of every head
+        pytest.param((1, 1, 4), [[0, 1], [0, 1]], marks=pytest.mark.long),
     ],
 )
 def test_killed_in_two_processes_and_continued_in_one(tmp_path: Path, mesh, shares):

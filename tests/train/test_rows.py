@@ -10,10 +10,13 @@ import pytest
 from jaxdistill import models
 from jaxdistill.config.loss_schema import CrossEntropyTerm, DivergenceTerm
 from jaxdistill.config.schema import ParallelConfig, TrainConfig
+from jaxdistill.data.stacking import stack
 from jaxdistill.distill import OnlineTeacher, make_objective
 from jaxdistill.parallel import make_mesh
 from jaxdistill.train import build_optimizer, init_state, make_train_step
 from jaxdistill.train.rows import BatchRows
+from jaxdistill.train.step import TrainStep
+from jaxdistill.train.swept import SweptProgram, SweptState
 
 VOCABULARY, ROWS, LENGTH = 3000, 8, 12
 TERMS = (DivergenceTerm("forward_kl", weight=0.5, temperature=2.0), CrossEntropyTerm("cross_entropy", weight=0.5))
@@ -45,10 +48,14 @@ def batch_of(seed, length=LENGTH):
     }
 
 
-def trainer(student, *, by_rows, accumulate=1, devices=1, clip=1.0, moment="float32"):
+def optimizer_of(*, by_rows, clip=1.0, moment="float32"):
     train = TrainConfig(steps=20, learning_rate=1e-2, weight_decay=0.1, max_grad_norm=clip, moment=moment)
     optimizer = build_optimizer(train, 20)[0]
-    optimizer = optimizer if by_rows else optimizer._replace(takes_rows=False)
+    return optimizer if by_rows else optimizer._replace(takes_rows=False)
+
+
+def trainer(student, *, by_rows, accumulate=1, devices=1, clip=1.0, moment="float32"):
+    optimizer = optimizer_of(by_rows=by_rows, clip=clip, moment=moment)
     mesh = make_mesh(ParallelConfig(data=devices))
     step = make_train_step(
         student=student,
@@ -83,7 +90,7 @@ def shapes_made(student, length=LENGTH, **options):
         ("bert", {"accumulate": 2}),
         ("bert_hash", {"clip": None}),
         pytest.param("roberta", {"clip": 0.01}, marks=pytest.mark.slow),
-        pytest.param("distilbert", {}, marks=pytest.mark.slow),
+        pytest.param("distilbert", {}, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_training_is_that_of_the_whole_gradient(architecture, options):
@@ -96,6 +103,22 @@ def test_training_is_that_of_the_whole_gradient(architecture, options):
     jax.tree.map_with_path(close, rows, whole)
     table = rows[0]["embeddings"]["word_table" if architecture == "bert_hash" else "word"]
     assert len(np.unique(table.round(6), axis=0)) > 1000  # rows that no batch has are as they were, and only decayed
+
+
+@pytest.mark.slow
+def test_several_students_share_the_rows():
+    student, mesh = encoder(), make_mesh(ParallelConfig(data=1))
+    objective, ends = make_objective(TERMS, (1.0,)), []
+    for by_rows in (True, False):
+        optimizer = optimizer_of(by_rows=by_rows)
+        program = SweptProgram(student, (OnlineTeacher(student),), objective, optimizer, 1)
+        states = [init_state(student, optimizer, jax.random.key(seed), mesh) for seed in range(2)]
+        step = TrainStep(program, mesh, strategy="jit", donate=True)
+        state = step.put_state(SweptState.stacked(states, {}, (1.0, 0.5)))
+        taught = step.put_params((jax.jit(student.init)(jax.random.key(7)),))
+        state, _ = step.many(state, taught, stack([batch_of(seed) for seed in range(3)], 3), 3)
+        ends.append(jax.tree.map(np.asarray, state.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), *ends)
 
 
 def test_nothing_as_large_as_the_table_is_filled():
