@@ -160,11 +160,7 @@ def _product_seconds(product: Any) -> float:
 
 def _call_seconds(function: Any, *arguments: Any) -> float:
     """CPU-seconds of a call, the least of several turns."""
-
-    def call(_: Any) -> Any:
-        return function(*arguments)
-
-    return _seconds(call, None)
+    return _seconds(lambda _: function(*arguments), None)
 
 
 def _update_seconds(runner: Any, batch: Any) -> float:
@@ -172,13 +168,14 @@ def _update_seconds(runner: Any, batch: Any) -> float:
     import jax
     import jax.numpy as jnp
 
+    from jaxdistill.models.init import take
     from jaxdistill.train.job import make_step
     from jaxdistill.train.rows import BatchRows
 
     _, optimizer, _ = make_step(runner.job, runner.step.mesh)
     path = runner.job.student.word_table
     params = jax.tree.map(jnp.copy, runner.state.params)
-    rows = BatchRows.of(path, params[path[0]][path[1]], batch["input_ids"])
+    rows = BatchRows.of(path, take(params, path), batch["input_ids"])
     taken = params if rows is None else rows.taken(params)
     ready = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1e-3), taken)
     gradients = ready if rows is None else rows.gradient(ready)

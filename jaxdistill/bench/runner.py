@@ -129,7 +129,7 @@ class StepRunner(Runner):
     def __init__(self, trained: StageStep) -> None:
         job, mesh = trained.job, make_mesh(trained.job.parallel)
         super().__init__(job)
-        self._trained, self.students = trained, trained.students
+        self._trained = trained
         self.step, self.state = trained.make(mesh), trained.fresh(mesh)
         self.teacher_params = self.step.put_params(job.teacher_params)
         self.per_dispatch = steps_per_dispatch(job)

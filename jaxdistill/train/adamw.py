@@ -83,11 +83,12 @@ def adamw(
             scale = jnp.where(grad_norm < max_grad_norm, scale, max_grad_norm / grad_norm)
 
         def moment(old, gradient, decay: float, power: int):
-            if isinstance(gradient, RowGradient):
+            by_rows = isinstance(gradient, RowGradient)
+            added = (1 - decay) * ((gradient.rows if by_rows else gradient) * scale) ** power
+            if by_rows:
                 faded = jnp.where(finite, jnp.float32(decay), jnp.float32(1)) * old
-                added = (1 - decay) * (gradient.rows * scale) ** power
                 return gradient.add_to(faded, jnp.where(finite, added, jnp.zeros_like(added)))
-            value = (1 - decay) * (gradient * scale) ** power + decay * old.astype(gradient.dtype)
+            value = added + decay * old.astype(gradient.dtype)
             return jnp.where(finite, value.astype(old.dtype), old)
 
         mu = jax.tree.map(lambda old, g: moment(old, g, b1, 1), state.mu, gradients)

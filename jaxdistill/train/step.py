@@ -112,7 +112,6 @@ class TrainStep:
             # pmap's own mesh has this one axis: arrays placed on any other would be a second trace
             self._stacked = NamedSharding(Mesh(mesh.devices.reshape(-1), (_AXIS,)), PartitionSpec(_AXIS))
             how: dict[str, Any] = {"split": _split_rows, "total": lambda tree: jax.lax.psum(tree, _AXIS), "mesh": None}
-            how["alone"] = mesh.size == 1
             pmap = partial(
                 jax.pmap, axis_name=_AXIS, out_axes=(0, None), donate_argnums=donated, devices=list(mesh.devices.flat)
             )
@@ -125,7 +124,7 @@ class TrainStep:
                 program.student, program.optimizer, mesh, program.objective.projections
             )
             spread = mesh if mesh.size > 1 else None
-            how = {"split": self._split_sharded, "total": lambda tree: tree, "mesh": spread, "alone": spread is None}
+            how = {"split": self._split_sharded, "total": lambda tree: tree, "mesh": spread}
             jit = partial(
                 jax.jit,
                 out_shardings=(self._state_shardings, replicated(mesh)),
@@ -289,7 +288,7 @@ class TrainStep:
         return place(prepared, param_shardings(model, self.mesh, self._teacher_layout, like=prepared))
 
     def _traced(self, run: Callable, how: dict[str, Any]) -> Callable:
-        """The program, counting how often it is traced. how: `StepProgram.run`'s keywords."""
+        """The program, counting how often it is traced. how: `StepProgram.run`'s keywords but `alone`."""
         mesh: Mesh | None = how["mesh"]
 
         def step(state: TrainState, teacher_params: Sequence[Params], *batch: Any) -> tuple[TrainState, Metrics]:
@@ -297,7 +296,7 @@ class TrainStep:
             # what models do for several devices, they do over the mesh in context
             context = nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
             with context, tracing_for(self.mesh):
-                return run(state, teacher_params, *batch, **how)
+                return run(state, teacher_params, *batch, alone=self.mesh.size == 1, **how)
 
         return step
 
