@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxdistill.models.config import EncoderConfig
 from jaxdistill.models.dropout import Seeds, Site, dropout
-from jaxdistill.models.layers import Dense, affine
+from jaxdistill.models.layers import Dense, affine, on_one_cpu
 from jaxdistill.typing import Array, Bool, Float, Int
 
 
@@ -26,7 +26,7 @@ class SelfAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        bias: Float[Array, "B 1 _ S"],
+        allowed: Bool[Array, "B 1 _ S"],
         *,
         seeds: Seeds,
         layer: Array | int,
@@ -37,20 +37,31 @@ class SelfAttention(nnx.Module):
         """Attention output, and the signals in `wanted` among attentions, attention_scores and qkv.
 
         first_only computes the queries of first positions alone (`first_tokens`: Q = 1, or G of packed rows); keys and
-        values are of every position. `bias` and `seeds` are those of the queries.
+        values are of every position. `allowed` and `seeds` are those of the queries.
         """
         query, key, value = self._project(x, first_only=first_only, starts=starts)
         signals = {"qkv": jnp.stack([query, key, value])} if "qkv" in wanted else {}
         # Heads first and the scale on the queries: XLA's CPU backend then copies each operand once.
         query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query * query.shape[-1] ** -0.5, key, value))
         scores = jnp.einsum("bnqh,bnkh->bnqk", query, key, preferred_element_type=jnp.float32)
-        attentions = _softmax(scores + bias)
+        attentions = _softmax(scores + jnp.where(allowed, 0.0, self._floor()))
         signals |= {
             name: array for name, array in (("attentions", attentions), ("attention_scores", scores)) if name in wanted
         }
         kept = dropout(attentions, seeds, rate=self.rate, site=Site.ATTENTION, layer=layer).astype(self.dtype)
         context = jnp.swapaxes(jnp.einsum("bnqk,bnkh->bnqh", kept, value), 1, 2)
         return self.output(context), signals
+
+    def _floor(self) -> Array | float:
+        """The most negative finite float32, so that an all-masked row stays finite.
+
+        On a CPU each layer has it from its own parameters, whose addend is rounded away: of a constant XLA would make
+        one array [B, N, S, S] for all layers, and writing and reading that takes longer than making it in each.
+        """
+        floor = float(jnp.finfo(jnp.float32).min)
+        if not on_one_cpu():
+            return floor
+        return floor + jax.lax.stop_gradient(self.qkv.bias[0, 0, 0]).astype(jnp.float32)
 
     def _project(self, x: Array, *, first_only: bool, starts: Array | None) -> tuple[Array, Array, Array]:
         """Queries [B, Q, N, H], keys and values [B, S, N, H]."""
@@ -63,15 +74,10 @@ class SelfAttention(nnx.Module):
         return query, key[:, :, 0], value[:, :, 0]
 
 
-def attention_bias(attention_mask: Array, segment_ids: Array | None = None) -> Float[Array, "B 1 _ S"]:
-    """0 where the mask is set and the most negative finite float32 elsewhere, so an all-masked row stays finite.
-
-    [B, 1, 1, S]; with segments [B, 1, S, S], a token's own segment alone.
-    """
+def allowed_keys(attention_mask: Array, segment_ids: Array | None = None) -> Bool[Array, "B 1 _ S"]:
+    """Which keys may be attended to: where the mask is set; with segments [B, 1, S, S], in a token's own alone."""
     allowed = attention_mask[:, None, None, :].astype(bool)
-    if segment_ids is not None:
-        allowed = allowed & same_segment(segment_ids)[:, None]
-    return jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
+    return allowed if segment_ids is None else allowed & same_segment(segment_ids)[:, None]
 
 
 def same_segment(segment_ids: Array) -> Bool[Array, "B S S"]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdistill.models.attention import attention_bias, first_tokens
+from jaxdistill.models.attention import allowed_keys, first_tokens
 from jaxdistill.models.config import EncoderConfig
 from jaxdistill.models.dropout import Seeds, Site, dropout, packed_seeds
 from jaxdistill.models.encoder import EncoderLayer
@@ -218,14 +218,14 @@ def _encode(
     """The last layer's output and the encoder's signals; seeds: of the batch's examples."""
     segments, starts = batch.get("segment_ids"), batch.get("segment_starts")
     drawn = seeds if starts is None else packed_seeds(seeds, batch["segment_ids"], batch["positions"])
-    x, bias = embeddings(batch, seeds=drawn), attention_bias(batch["attention_mask"], segments)
+    x = embeddings(batch, seeds=drawn)
     last = layers.count - 1
     hidden, signals = layers(
         x,
         request=request,
         each=[{"first_only": first_only and layer == last} for layer in range(layers.count)],
         scanned={"layer": np.arange(layers.count, dtype=np.uint32)},
-        bias=bias,
+        allowed=allowed_keys(batch["attention_mask"], segments),
         seeds=drawn,
         starts=starts,
     )

@@ -10,7 +10,7 @@ from jaxdistill.models.attention import SelfAttention, first_tokens
 from jaxdistill.models.config import EncoderConfig
 from jaxdistill.models.dropout import Seeds, Site, at_first, dropout
 from jaxdistill.models.layers import Dense, LayerNorm, activation
-from jaxdistill.typing import Array, Float, Int
+from jaxdistill.typing import Array, Bool, Float, Int
 
 
 class EncoderLayer(nnx.Module):
@@ -29,7 +29,7 @@ class EncoderLayer(nnx.Module):
         self,
         x: Float[Array, "B S D"],
         *,
-        bias: Array,
+        allowed: Bool[Array, "B 1 _ S"],
         seeds: Seeds,
         layer: Array | int,
         wanted: frozenset[str] = frozenset(),
@@ -42,9 +42,9 @@ class EncoderLayer(nnx.Module):
         """
         config = self.config
         if first_only and starts is not None:
-            seeds, bias = at_first(seeds, starts), first_tokens(bias[:, 0], starts)[:, None]
+            seeds, allowed = at_first(seeds, starts), first_tokens(allowed[:, 0], starts)[:, None]
         attended, signals = self.attention(
-            x, bias, seeds=seeds, layer=layer, wanted=wanted, first_only=first_only, starts=starts
+            x, allowed, seeds=seeds, layer=layer, wanted=wanted, first_only=first_only, starts=starts
         )
         attended = checkpoint_name(attended, "attention_output")
         # DistilBERT has no dropout between its attention's output projection and the residual.

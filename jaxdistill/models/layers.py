@@ -13,6 +13,7 @@ from flax import nnx
 from jaxdistill.models.init import constant, weight
 from jaxdistill.models.quantised import is_quantised, quantised_product
 from jaxdistill.parallel.rules import mesh_in_context
+from jaxdistill.parallel.target import target_device
 from jaxdistill.typing import Array, Float, Int
 
 
@@ -41,6 +42,11 @@ class Dense(nnx.Module):
         return affine(x, self.kernel[...], bias, contract=self.contract, dtype=self.dtype)
 
 
+def on_one_cpu() -> bool:
+    """Whether what is traced is for a CPU, not for devices that share its arrays."""
+    return mesh_in_context() is None and target_device().platform == "cpu"
+
+
 def affine(x: Array, kernel: Array, bias: Array | None, *, contract: int = 1, dtype: jnp.dtype) -> Array:
     """x [*B, *I] · kernel [*I, *O] + bias [*O] in `dtype`, as one matrix product."""
     if is_quantised(kernel):
@@ -55,10 +61,26 @@ def affine(x: Array, kernel: Array, bias: Array | None, *, contract: int = 1, dt
         return product
     batch, outputs = x.shape[: x.ndim - contract], kernel.shape[contract:]
     width = math.prod(kernel.shape[:contract])
-    flat = x.reshape(-1, width).astype(dtype) @ kernel.reshape(width, -1).astype(dtype)
+    flat = _product(x.reshape(-1, width).astype(dtype), kernel.reshape(width, -1).astype(dtype))
     if bias is not None:
         flat = flat + bias.reshape(1, -1).astype(dtype)
     return flat.reshape(*batch, *outputs)
+
+
+def _product(x: Float[Array, "T I"], kernel: Float[Array, "I O"]) -> Float[Array, "T O"]:
+    """x · kernel. A CPU computes the kernel's gradient with its longer side innermost, up to 1.4 times as fast."""
+    if kernel.shape[0] <= kernel.shape[1] or not on_one_cpu():
+        return x @ kernel
+    return jax.lax.dot_general(x, _turned(kernel), (((1,), (1,)), ((), ())))
+
+
+@jax.custom_vjp
+def _turned(kernel: Float[Array, "I O"]) -> Float[Array, "O I"]:
+    """The transpose. XLA would turn its gradient's product to write [I, O]; the barrier has it turn the result."""
+    return kernel.T
+
+
+_turned.defvjp(lambda kernel: (kernel.T, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient).T,))
 
 
 class LayerNorm(nnx.Module):
@@ -154,8 +176,13 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 @jax.custom_jvp
 def _gelu(x: Array) -> Array:
-    """x · Φ(x), in float32 inside."""
-    return (x.astype(jnp.float32) * _normal_cdf(x)).astype(x.dtype)
+    """x · Φ(x), in float32 inside.
+
+    The select, which changes nothing, ends the kernel that XLA's CPU backend would make of a teacher's layer from its
+    attention to its output, in which erf takes longer than in a loop of its own: an eighth of that kernel's time.
+    """
+    result = (x.astype(jnp.float32) * _normal_cdf(x)).astype(x.dtype)
+    return jnp.where(jnp.isnan(x), x, result) if on_one_cpu() else result
 
 
 @_gelu.defjvp

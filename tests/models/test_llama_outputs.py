@@ -119,7 +119,9 @@ def test_rematerialisation_changes_no_gradient(llama, monkeypatch):
         products[remat] = found.count("dot_general")
     for remat in ("full", "dots", "names"):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), results[remat], results["none"]
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * jnp.max(jnp.abs(b)), rtol=1e-5),
+            results[remat],
+            results["none"],
         )
     assert products["none"] < products["dots"] < products["names"] <= products["full"]
 
