@@ -166,6 +166,7 @@ def test_what_is_wrong_is_said_in_one_line(jaxdistill, config, arguments, said):
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_inference_of_a_run_is_written_into_it(jaxdistill, config, finished):
     shapes = ("--batch-sizes", "1,4", "--lengths", "8", "--calls", "2", "--repeats", "2")
     result = jaxdistill("bench", "--inference", finished, *shapes, "--json")

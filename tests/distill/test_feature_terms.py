@@ -205,7 +205,7 @@ def test_terms_are_their_formulas_whatever_the_padding_holds(case, kind):
         assert (np.asarray(array)[np.isnan(student[name])] == 0).all(), name
 
 
-@pytest.mark.parametrize("kind", [pytest.param("encoder", marks=pytest.mark.slow), "packed"])
+@pytest.mark.parametrize("kind", [pytest.param("encoder", marks=[pytest.mark.slow, pytest.mark.long]), "packed"])
 def test_rows_add_up_to_their_batch(kind):
     batch = make(kind)
     terms = [term for case, (term, _) in CASES.items() if case not in COUPLED]
@@ -226,6 +226,7 @@ def test_rows_add_up_to_their_batch(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), total, whole)
 
 
+@pytest.mark.slow
 def test_a_batch_spread_over_devices_is_the_batch():
     """Under jit every term sees the whole batch, those that compare its examples too."""
     batch = make("encoder")

@@ -127,10 +127,10 @@ def test_the_other_losses_over_eight_devices(inputs):
 
 def test_vmap_over_an_axis_name_and_without(inputs, whole):
     weights, batch = inputs
-    spread = jax.vmap(lambda *b: mean_loss(weights, *b, "data"), axis_name="data")(*by_device(batch))
-    np.testing.assert_allclose(spread, np.full(8, whole[0]), rtol=1e-6)
+    spread = jax.vmap(lambda *b: mean_loss(weights, *b, "data"), axis_name="data")
+    np.testing.assert_allclose(jax.jit(spread)(*by_device(batch)), np.full(8, whole[0]), rtol=1e-6)
     features, teacher, labels, where = batch
-    together = per_position(features @ weights, teacher, labels, where)
+    together = jax.jit(per_position)(features @ weights, teacher, labels, where)
     one_by_one = jax.jit(jax.vmap(per_position))(features @ weights, teacher, labels, where)
     np.testing.assert_allclose(one_by_one, together, rtol=1e-6)
 

@@ -14,7 +14,6 @@ from jaxdistill.errors import ModelError
 from jaxdistill.models import stack
 
 B, S, D, N, L, V = 5, 12, 16, 4, 3, 60
-ARCHITECTURES = ("bert", "distilbert", "roberta")
 KEY = jax.random.key(7)
 
 
@@ -105,7 +104,12 @@ def test_scan_equals_loop_in_values_and_gradients(bert, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "key"), [("bert", None), *((architecture, KEY) for architecture in ARCHITECTURES)]
+    ("architecture", "key"),
+    [
+        ("bert", None),
+        ("bert", KEY),
+        *(pytest.param(name, KEY, marks=pytest.mark.slow) for name in ("distilbert", "roberta")),
+    ],
 )
 def test_last_layer_at_position_0_alone_equals_the_whole(architecture, key):
     """Logits and every gradient, with and without dropout: asking for last_hidden forbids the short cut."""

@@ -103,7 +103,9 @@ def config(material: Path, written: Path, output: Path, task: str) -> dict[str, 
     return made
 
 
-@pytest.fixture(scope="session", params=["token_classification", "question_answering"])
+@pytest.fixture(
+    scope="session", params=["token_classification", pytest.param("question_answering", marks=pytest.mark.long)]
+)
 def finished(request, material: Path, written: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     output = tmp_path_factory.mktemp(request.param) / "run"
     run(write_config(output.parent / "run.yaml", config(material, written, output, request.param)))

@@ -54,6 +54,7 @@ def cache_of(output: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_the_student_is_that_of_an_online_teacher(trained: Path, material: Path, teacher: Path, tmp_path: Path) -> None:
     run(write_config(tmp_path / "c.yaml", config(material, tmp_path / "run", teacher)))
 

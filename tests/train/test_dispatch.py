@@ -55,7 +55,9 @@ def assert_close(a, b, rtol=1e-6):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "devices", "accumulate"), [("jit", 1, 1), ("jit", 8, 2), ("pmap", 8, 1)], ids=["one", "mesh", "pmap"]
+    ("strategy", "devices", "accumulate"),
+    [("jit", 1, 1), ("jit", 8, 2), pytest.param("pmap", 8, 1, marks=pytest.mark.slow)],
+    ids=["one", "mesh", "pmap"],
 )
 def test_many_steps_are_as_many_single_ones(strategy, devices, accumulate):
     """Five steps: one by one; three and two of four at once; a bad one among them is skipped at its own step."""

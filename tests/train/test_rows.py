@@ -89,7 +89,7 @@ def shapes_made(student, length=LENGTH, **options):
     [
         ("bert", {"accumulate": 2}),
         ("bert_hash", {"clip": None}),
-        pytest.param("roberta", {"clip": 0.01}, marks=pytest.mark.slow),
+        pytest.param("roberta", {"clip": 0.01}, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("distilbert", {}, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
