@@ -65,6 +65,7 @@ def test_batches_change_nothing(decoder, temperature):
     assert continued(1) == continued(8)
 
 
+@pytest.mark.slow
 def test_each_token_is_drawn_at_its_temperature(decoder):
     count, temperature = 1024, 2.0
     model = LanguageModel(decoder, batch_size=count)

@@ -156,6 +156,7 @@ def test_sentiment_is_made_of_clearly_rated_reviews_and_tweets(tmp_path: Path) -
 
 
 @pytest.mark.network
+@pytest.mark.slow
 def test_the_real_assets(tmp_path: Path) -> None:
     sizes = {}
     for split in assets.ASSETS["sentiment"].splits:

@@ -205,7 +205,8 @@ def test_terms_are_their_formulas_whatever_the_padding_holds(case, kind):
         assert (np.asarray(array)[np.isnan(student[name])] == 0).all(), name
 
 
-@pytest.mark.parametrize("kind", [pytest.param("encoder", marks=[pytest.mark.slow, pytest.mark.long]), "packed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param("encoder", marks=pytest.mark.long), "packed"])
 def test_rows_add_up_to_their_batch(kind):
     batch = make(kind)
     terms = [term for case, (term, _) in CASES.items() if case not in COUPLED]

@@ -102,6 +102,7 @@ def test_unasked_logits_are_not_in_the_compiled_program(llama):
     assert f"f32[{B * S},{VOCAB}]" not in text
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient(llama, monkeypatch):
     """And what it computes again shows, in products: layers that keep less are always a scan."""
     monkeypatch.setattr(stack, "_LOOP_ON_CPU", 0)

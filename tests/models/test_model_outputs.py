@@ -86,6 +86,7 @@ def test_chosen_layers_are_those_of_all(bert, whole, how, monkeypatch):
         np.testing.assert_allclose(out[name], expected, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_scan_equals_loop_in_values_and_gradients(bert, monkeypatch):
     """With dropout: a scan over layers draws each layer's own masks, the same as the loop's."""
     model, params = bert
@@ -108,7 +109,7 @@ def test_scan_equals_loop_in_values_and_gradients(bert, monkeypatch):
     [
         ("bert", None),
         ("bert", KEY),
-        *(pytest.param(name, KEY, marks=pytest.mark.slow) for name in ("distilbert", "roberta")),
+        *(pytest.param(name, KEY, marks=[pytest.mark.slow, pytest.mark.long]) for name in ("distilbert", "roberta")),
     ],
 )
 def test_last_layer_at_position_0_alone_equals_the_whole(architecture, key):

@@ -12,7 +12,7 @@ from jaxdistill import models
 from jaxdistill.models import stack
 
 
-@pytest.mark.parametrize("remat", ["full", "names"])
+@pytest.mark.parametrize("remat", [pytest.param("full", marks=[pytest.mark.slow, pytest.mark.long]), "names"])
 def test_encoder_with_dropout(remat, monkeypatch):
     monkeypatch.setattr(stack, "_LOOP_ON_CPU", 0)
     of, key = batch(), jax.random.key(5)

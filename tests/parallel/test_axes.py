@@ -59,7 +59,7 @@ def test_every_parameter_has_a_name_for_each_axis(name):
         assert any(RULES[name] for name in names if name) == matrix or where.endswith((*WHOLE, "bias")), where
 
 
-@pytest.mark.parametrize("name", [pytest.param("bert", marks=pytest.mark.slow), "tied"])
+@pytest.mark.parametrize("name", [pytest.param("bert", marks=[pytest.mark.slow, pytest.mark.long]), "tied"])
 def test_drawing_into_a_layout_draws_the_same(name):
     model, key = ARCHITECTURES[name], jax.random.key(3)
     layout = param_shardings(model, mesh_of(1, 2, 2))

@@ -136,6 +136,7 @@ def test_a_cached_teacher_takes_no_memory_but_its_answers(directory, plans):
     assert cached["flops"]["formula"] < plans[0]["flops"]["formula"]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_planned_with_all_its_students(directory):
     """Seeds alone change nothing of the program, and neither does what rate each student is trained at."""
 

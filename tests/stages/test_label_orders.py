@@ -89,6 +89,7 @@ def test_each_stage_is_taught_in_its_own_order(rows: Path, material: Path, teach
         assert list(exported["id2label"].values()) == ORDERS[row["name"]]
 
 
+@pytest.mark.slow
 def test_a_pretrained_student_keeps_what_its_classes_mean(rows: Path, material: Path, teacher: Path, tmp_path: Path):
     """One step at a vanishing rate leaves the classifier as it came, with its classes in the data's order."""
     stage = {

@@ -19,6 +19,8 @@ from jaxdistill.config import load_run
 from jaxdistill.errors import CheckpointError, ConfigError
 from jaxdistill.stages import build_caches, teacher_files
 
+pytestmark = pytest.mark.slow
+
 
 def config(material: Path, output: Path, teacher: Path, **changes: Any) -> dict[str, Any]:
     """Two seeds of one student of a given teacher."""
@@ -54,7 +56,6 @@ def cache_of(output: Path) -> Path:
     return directory
 
 
-@pytest.mark.slow
 def test_the_student_is_that_of_an_online_teacher(trained: Path, material: Path, teacher: Path, tmp_path: Path) -> None:
     run(write_config(tmp_path / "c.yaml", config(material, tmp_path / "run", teacher)))
 

@@ -34,7 +34,14 @@ def bert_step():
 
 @pytest.mark.parametrize(
     ("strategy", "devices", "accumulate"),
-    [("jit", 1, 4), ("jit", 1, 64), ("jit", 8, 1), ("jit", 4, 2), ("pmap", 8, 1), ("pmap", 8, 4)],
+    [
+        ("jit", 1, 4),
+        ("jit", 1, 64),
+        ("jit", 8, 1),
+        ("jit", 4, 2),
+        ("pmap", 8, 1),
+        pytest.param("pmap", 8, 4, marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
 )
 def test_any_split_of_a_batch_is_the_same_update(toy_step, strategy, devices, accumulate):
     assert_same_step(one_step(*TOY, BATCH, strategy=strategy, devices=devices, accumulate=accumulate), toy_step)

@@ -88,7 +88,7 @@ def shapes_made(student, length=LENGTH, **options):
     ("architecture", "options"),
     [
         ("bert", {"accumulate": 2}),
-        ("bert_hash", {"clip": None}),
+        pytest.param("bert_hash", {"clip": None}, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("roberta", {"clip": 0.01}, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("distilbert", {}, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
