@@ -30,7 +30,7 @@ SHAPE = {
 TEMPERATURES = (1.0, 2.0)
 
 
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=8)
 @given(classes=st.integers(2, 2**25), count=st.integers(1, 9), seed=st.integers(0, 99))
 def test_ids_come_back_from_their_bits(classes, count, seed):
     ids = np.random.default_rng(seed).integers(0, classes, (3, count)).astype(np.int32)
